@@ -1,0 +1,108 @@
+/// \file
+/// The interface of a transport: what moves bytes between ranks.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "aliquot/device.h"
+
+namespace aliquot {
+
+/// Names a collective, so that ranks that disagree find out. Two-sided transports compare tags before any byte moves;
+/// a mismatch is a CommunicatorError on every rank that quotes both ranks' operations and units.
+struct Tag {
+  std::string_view operation;  ///< "gather", "reduce", "step", ...
+  std::string_view unit;       ///< the unit's name; empty where the operation is about none
+};
+
+/// Memory that every rank of a one-sided transport addresses: one part per rank, the parts side by side.
+/// Zeroed at the start. Lives as long as any copy of this object.
+struct PeerMemory {
+  std::shared_ptr<std::byte> base;
+  std::size_t part_bytes = 0;
+
+  std::byte* part(int rank) const { return base.get() + static_cast<std::size_t>(rank) * part_bytes; }
+  std::byte* whole() const { return base.get(); }
+};
+
+/// A counter in PeerMemory that one rank posts and others await. Values only grow.
+using Signal = std::uint32_t;
+
+/// Collectives and one-sided access among `world_size` ranks. One thread per rank calls it.
+///
+/// Streams: a call that takes a stream is ordered on it. On a CPU transport everything is done on return.
+/// Errors: every wait ends. PeerLost names a dead rank, within 2 seconds on CPUs; CommunicatorError tells of a passed
+/// deadline, of an abort, or of ranks that disagree. After a PeerLost or an abort the communicator is of no more use.
+class Communicator {
+ public:
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+  virtual ~Communicator() = default;
+
+  int rank() const noexcept { return rank_; }
+  int world_size() const noexcept { return world_size_; }
+  std::chrono::milliseconds timeout() const noexcept { return timeout_; }
+  virtual std::string_view name() const noexcept = 0;
+
+  // Two-sided: every rank calls them, in the same order.
+
+  /// `part` of each rank, in rank order, into `whole` (world_size * part.size() bytes). `part` may lie inside `whole`
+  /// at this rank's place.
+  virtual void all_gather(const Tag& tag, std::span<const std::byte> part, std::byte* whole, Stream stream = {}) = 0;
+  /// Sum over ranks of `whole` (world_size * part.size() elements), this rank's piece into `part`. Added in rank order
+  /// in fp32, so every transport gives the same bits.
+  virtual void reduce_scatter(const Tag& tag, const float* whole, std::span<float> part, Stream stream = {}) = 0;
+  /// Sum over ranks, in rank order in fp32, in place, the same bits on every rank.
+  virtual void all_reduce(const Tag& tag, std::span<float> data, Stream stream = {}) = 0;
+  /// `data` of `root` to every rank, in place.
+  virtual void broadcast(const Tag& tag, std::span<std::byte> data, int root, Stream stream = {}) = 0;
+  /// Piece r of `input` goes to rank r; piece r of `output` came from rank r. Both hold world_size * piece_bytes.
+  virtual void all_to_all(const Tag& tag, const std::byte* input, std::byte* output, std::size_t piece_bytes,
+                          Stream stream = {}) = 0;
+  /// Point to point; the sizes must agree.
+  virtual void send(const Tag& tag, std::span<const std::byte> data, int to, Stream stream = {}) = 0;
+  virtual void receive(const Tag& tag, std::span<std::byte> data, int from, Stream stream = {}) = 0;
+  /// Returns when every rank has called it.
+  virtual void barrier(const Tag& tag) = 0;
+
+  /// Makes every rank's present and later waits fail with `reason`. Safe from any thread.
+  virtual void abort(std::string_view reason) noexcept = 0;
+
+  // One-sided: no partner takes part. Only where one_sided() is true; elsewhere InvalidArgument.
+
+  virtual bool one_sided() const noexcept = 0;
+  /// Takes `part_bytes` per rank. Collective: every rank calls it, in the same order, with the same size.
+  virtual PeerMemory share(std::size_t part_bytes);
+  /// Publishes `value`: what this rank wrote before is visible to whoever sees it. `signal` lies in this rank's part.
+  virtual void post(Signal& signal, std::uint32_t value);
+  /// Blocks the host until `ready()`; `ready` reads signals through `reached`. `what` completes the sentence
+  /// "rank 1 waited for ..." in an error.
+  virtual void wait_until(const std::function<bool()>& ready, std::string_view what);
+
+ protected:
+  Communicator(int rank, int world_size, std::chrono::milliseconds timeout);
+
+ private:
+  int rank_;
+  int world_size_;
+  std::chrono::milliseconds timeout_;
+};
+
+/// True once `signal` has been posted with `value` or a later one (values wrap). Acquires what was written before.
+bool reached(const Signal& signal, std::uint32_t value) noexcept;
+
+/// How ranks find each other: a map shared by all of them, such as torch's store.
+struct KeyValueStore {
+  std::function<void(const std::string& key, const std::string& value)> set;
+  /// Blocks until the key is set; throws after the store's own timeout.
+  std::function<std::string(const std::string& key)> get;
+};
+
+}  // namespace aliquot

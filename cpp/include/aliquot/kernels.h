@@ -1,0 +1,54 @@
+/// \file
+/// The element-wise work, on flat fp32 arrays of the host. Each kernel reads and writes each element once, picks
+/// AVX-512, AVX2 or plain code when the program runs, and gives the same bits on all three, for any alignment and any
+/// number of threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace aliquot {
+
+/// Square sum and count of non-finite elements of some gradients.
+struct GradStatistics {
+  double square_sum = 0;           ///< of the finite elements only
+  std::uint64_t non_finite = 0;    ///< NaN and infinities
+
+  friend bool operator==(const GradStatistics&, const GradStatistics&) = default;
+};
+
+/// destination = source, fp32, with stores that bypass the cache where that is faster (large arrays read later).
+void copy(std::span<const float> source, float* destination);
+
+/// The owner's half of a reduction: mean over ranks of `parts` (world_size pointers to result.size() elements each),
+/// added in rank order in fp32 and multiplied by 1/world_size in fp32, into `result`: assigned if `accumulate` is
+/// Accumulate::no, else added to what is there. Returns the statistics of the new `result`.
+enum class Accumulate : bool { no, yes };
+GradStatistics reduce_mean(std::span<const float* const> parts, std::span<float> result, Accumulate accumulate);
+
+/// Square sum (fp64, in an order that depends on data.size() alone) and non-finite count.
+GradStatistics grad_statistics(std::span<const float> data);
+
+/// data *= factor
+void scale(std::span<float> data, float factor);
+
+/// The hyperparameters of one AdamW update (Loshchilov & Hutter, 2019, algorithm 2), as torch.optim.AdamW defines them.
+struct AdamWStep {
+  double lr = 1e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  double weight_decay = 1e-2;
+  std::int64_t step = 1;    ///< counts from 1
+  float grad_scale = 1;     ///< the clip factor; multiplies the gradient
+};
+
+/// One update of `param` and its moments, all of param.size() elements, in one pass:
+///   g = grad * grad_scale;  param *= 1 - lr * weight_decay
+///   exp_avg += (g - exp_avg) * (1 - beta1);  exp_avg_sq = exp_avg_sq * beta2 + (1 - beta2) * g * g
+///   param -= lr / (1 - beta1^step) * exp_avg / (sqrt(exp_avg_sq) / sqrt(1 - beta2^step) + eps)
+void adamw(const AdamWStep& step, std::span<float> param, std::span<const float> grad, std::span<float> exp_avg,
+           std::span<float> exp_avg_sq);
+
+}  // namespace aliquot
