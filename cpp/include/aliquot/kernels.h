@@ -21,11 +21,14 @@ struct GradStatistics {
 /// destination = source, fp32, with stores that bypass the cache where that is faster (large arrays read later).
 void copy(std::span<const float> source, float* destination);
 
-/// The owner's half of a reduction: mean over ranks of `parts` (world_size pointers to result.size() elements each),
-/// added in rank order in fp32 and multiplied by 1/world_size in fp32, into `result`: assigned if `accumulate` is
-/// Accumulate::no, else added to what is there. Returns the statistics of the new `result`.
+/// Whether a reduction adds to what is there or assigns.
 enum class Accumulate : bool { no, yes };
-GradStatistics reduce_mean(std::span<const float* const> parts, std::span<float> result, Accumulate accumulate);
+
+/// The owner's half of a reduction: factor * (parts[0] + parts[1] + ...), added in that order in fp32 and multiplied in
+/// fp32, into `result`: assigned, or added to what is there. Each part has result.size() elements; there is at least
+/// one. Returns the statistics of the new `result`, the same as grad_statistics(result).
+GradStatistics reduce(std::span<const float* const> parts, float factor, std::span<float> result,
+                      Accumulate accumulate);
 
 /// Square sum (fp64, in an order that depends on data.size() alone) and non-finite count.
 GradStatistics grad_statistics(std::span<const float> data);

@@ -1,0 +1,124 @@
+/// \file
+/// A sharded model's rooms put together, behind the verbs that a training loop or autograd's hooks call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "aliquot/communicator.h"
+#include "aliquot/gatherer.h"
+#include "aliquot/memory_resource.h"
+#include "aliquot/optimizer.h"
+#include "aliquot/reducer.h"
+#include "aliquot/shard_store.h"
+
+namespace aliquot {
+
+struct EngineOptions {
+  Stage stage{3};
+  GathererOptions gatherer;
+};
+
+/// The gradients of all ranks since the last clear_gradients(), the same on every rank.
+struct GradientReport {
+  double norm = 0;               ///< Euclidean, over all parameters
+  std::uint64_t non_finite = 0;  ///< elements that are NaN or infinite
+  std::string first_bad;         ///< the first parameter that holds one; empty if none does
+  Presence present;
+};
+
+struct StepResult {
+  double grad_norm = 0;  ///< before clipping
+  bool skipped = false;  ///< gradients were not finite: nothing was changed, on any rank
+  std::string first_bad;
+};
+
+/// Seconds and counts since the engine was made; bytes as they are now.
+struct EngineStatistics {
+  std::map<std::string, std::size_t> bytes;  ///< of this rank: by role, "slot" and "outbox"
+  GatherStatistics gather;
+  ReduceStatistics reduce;
+  double step_seconds = 0;
+  std::uint64_t steps = 0;
+  std::uint64_t skipped = 0;
+};
+
+/// One rank of a sharded model. Calls come from one thread; verbs on the same unit pair up. `stream` orders device
+/// work; on CPUs all is done on return. Errors leave the engine to be put right by reset().
+class Engine {
+ public:
+  /// Collective. `communicator` and `memory` outlive the engine.
+  Engine(std::vector<UnitSpec> units, Communicator& communicator, MemoryResource& memory, EngineOptions options);
+
+  /// Gathers the unit; returns its full parameters (Layout gives the places), good until post_forward. The address is
+  /// the same at every call unless units overlap in a new way; then it may move while no backward is outstanding.
+  const float* pre_forward(std::size_t unit, Stream stream = {});
+  void post_forward(std::size_t unit, Stream stream = {});
+  /// The unit's forward will be walked backward: its address is fixed until its gradients are in, or step().
+  void expect_backward(std::size_t unit);
+  /// Gathers the unit for its backward. Repeated calls before post_backward do nothing more.
+  const float* pre_backward(std::size_t unit, Stream stream = {});
+  /// Gives the unit back, and its gradients to the reducer. An empty `gradients`: they come later, at the latest with
+  /// finish_backward. Returns false if they must come later for want of room.
+  bool post_backward(std::size_t unit, const Gradients& gradients, Stream stream = {});
+  /// Gives back what is still gathered for backward. Alone it ends a backward whose gradients stay outside.
+  void leave_backward();
+  /// The end of a backward: leave_backward, then `left`, the gradients that no post_backward took. On return this rank's
+  /// gradients are reduced. Every rank calls it once per backward, also with nothing to add.
+  void finish_backward(const Left& left, Stream stream = {});
+  /// Marks the end of a forward walk.
+  void finish_forward();
+
+  /// Clips by `max_norm` if given, and updates. Every rank calls it; they skip alike if a gradient is not finite.
+  /// set_groups() comes first.
+  StepResult step(std::span<const AdamWGroup> groups, std::optional<double> max_norm, Stream stream = {});
+  /// Which group each parameter is in.
+  void set_groups(Grouping grouping);
+  /// Every rank calls it.
+  GradientReport gradient_report();
+  void scale_gradients(float factor);
+  void clear_gradients();
+  void clear_gradient(std::size_t unit, std::size_t param);
+  /// True if the parameter had a gradient since the last clear: on any rank at stages 0 and 1, else on this one.
+  bool has_gradient(std::size_t unit, std::size_t param) const;
+  /// The reduced gradient of the whole unit, numel() floats, to read and to write; stages 0 and 1.
+  float* whole_gradient(std::size_t unit);
+
+  /// Gives back all units and gives up all gradients since the last clear, after an exception.
+  void reset();
+
+  /// Writes a parameter's values, ParamSpec::numel floats, into what this rank holds of it. Between begin_write and
+  /// end_write, which every rank calls: no rank reads parameters meanwhile.
+  void begin_write();
+  void write(std::size_t unit, std::size_t param, const float* values);
+  void end_write();
+  /// The full unit into `whole`, Layout::numel() floats.
+  void read(std::size_t unit, float* whole);
+
+  const Layout& layout(std::size_t unit) const { return store_.layout(unit); }
+  std::size_t unit_count() const { return store_.unit_count(); }
+  const ShardStore& store() const { return store_; }
+  Communicator& communicator() const { return communicator_; }
+  EngineStatistics statistics() const;
+
+ private:
+  void spread(Role role);
+
+  Communicator& communicator_;
+  ShardStore store_;
+  Gatherer gatherer_;
+  Reducer reducer_;
+  std::optional<AdamW> optimizer_;
+  std::vector<bool> graph_;          ///< a backward of this unit is expected
+  std::vector<bool> in_backward_;    ///< acquired by pre_backward
+  double step_seconds_ = 0;
+  std::uint64_t steps_ = 0;
+  std::uint64_t skipped_ = 0;
+};
+
+}  // namespace aliquot

@@ -1,0 +1,80 @@
+/// \file
+/// Brings a unit's parameters together from the ranks that own them, and gives the memory back.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "aliquot/communicator.h"
+#include "aliquot/schedule.h"
+#include "aliquot/shard_store.h"
+#include "aliquot/slots.h"
+
+namespace aliquot {
+
+/// The two directions in which a model is walked; each has its own trace.
+enum class Pass { forward, backward };
+
+/// Where the sharded parameters of a full unit are read.
+enum class Landing {
+  in_place,  ///< where the shards lie, if the transport maps them side by side; a gather moves nothing
+  slots,     ///< copied into slots
+};
+
+struct GathererOptions {
+  Landing landing = Landing::in_place;  ///< two-sided transports always use slots
+  std::size_t slots = 2;                ///< of the ring
+  std::size_t ahead_bytes = 0;          ///< how much to gather ahead of its use
+  bool poison = false;                  ///< fill slots with NaN on release (debugging); implies Landing::slots
+};
+
+struct GatherStatistics {
+  std::uint64_t gathers = 0;
+  std::uint64_t bytes = 0;  ///< copied from peers
+  double seconds = 0;       ///< spent waiting and copying
+};
+
+/// Gathers units on their own, whatever peers do, where the transport is one-sided; elsewhere every rank gathers the
+/// same units in the same order. Single-threaded.
+class Gatherer {
+ public:
+  Gatherer(ShardStore& store, Communicator& communicator, MemoryResource& memory, GathererOptions options);
+
+  /// The full parameters of `unit`, Layout::numel() floats, current until it was released as often as acquired.
+  /// \param home  may_move unless a graph holds tensors of this unit (see Slots::Home)
+  const float* acquire(std::size_t unit, Pass pass, Slots::Home home);
+  void release(std::size_t unit);
+  /// Gives back all units, after an error.
+  void release_all();
+  /// Marks the end of a pass, so that the next is predicted from its start.
+  void end_pass(Pass pass);
+
+  /// Tells peers that this rank's bytes have their next version. Every rank publishes the same sequence of versions.
+  void publish();
+  /// Every owner's shard of the present version into `whole`, numel() floats, which may be the unit's own block.
+  void fetch(std::size_t unit, Role role, float* whole);
+
+  std::size_t slot_bytes() const { return slots_.bytes(); }
+  const GatherStatistics& statistics() const { return statistics_; }
+
+ private:
+  bool uses_slots() const;
+  const float* resident(std::size_t unit) const;
+  void fill(std::size_t unit, float* slot);
+  void gather_ahead(std::size_t unit, Pass pass);
+  void await_version();
+
+  ShardStore& store_;
+  Communicator& communicator_;
+  GathererOptions options_;
+  Slots slots_;
+  Tracer forward_;
+  Tracer backward_;
+  PeerMemory control_;  ///< per rank: the Signal of its version
+  std::uint32_t version_ = 0;
+  std::uint32_t seen_version_ = 0;
+  GatherStatistics statistics_;
+};
+
+}  // namespace aliquot

@@ -1,0 +1,57 @@
+/// \file
+/// Update rules over the parameters that a rank steps.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "aliquot/shard_store.h"
+
+namespace aliquot {
+
+/// Hyperparameters of one parameter group of AdamW, as torch.optim.AdamW names them.
+struct AdamWGroup {
+  double lr = 1e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  double weight_decay = 1e-2;
+};
+
+/// Which group each parameter belongs to, by unit and parameter; no_group: it is never stepped.
+using Grouping = std::vector<std::vector<int>>;
+inline constexpr int no_group = -1;
+
+/// Which parameters had a gradient on any rank, by unit and parameter.
+using Presence = std::vector<std::vector<bool>>;
+
+/// AdamW over the shards. A parameter counts its own steps, and one without a gradient is left alone: no decay, no
+/// moments, no count, as in torch.
+class AdamW {
+ public:
+  /// Zeroes the moments.
+  AdamW(ShardStore& store, Grouping grouping);
+
+  /// \param groups      hyperparameters, by group
+  /// \param grad_scale  multiplies every gradient: the clip factor
+  void step(std::span<const AdamWGroup> groups, const Presence& present, float grad_scale);
+
+  std::int64_t steps(std::size_t unit, std::size_t param) const { return steps_.at(unit).at(param); }
+
+ private:
+  void step_unit(std::size_t unit, std::span<const AdamWGroup> groups, float grad_scale,
+                 const std::vector<bool>& present);
+
+  ShardStore& store_;
+  Grouping grouping_;
+  std::vector<std::vector<std::int64_t>> steps_;
+};
+
+/// What the gradients multiply with so that their norm is at most `max_norm`: max_norm / (norm + 1e-6), at most 1
+/// (torch.nn.utils.clip_grad_norm_).
+float clip_factor(double norm, double max_norm);
+
+}  // namespace aliquot

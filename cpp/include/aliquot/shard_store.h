@@ -1,0 +1,74 @@
+/// \file
+/// Every persistent byte of a sharded model, by unit and role.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <map>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "aliquot/communicator.h"
+#include "aliquot/memory_resource.h"
+#include "aliquot/partition.h"
+
+namespace aliquot {
+
+/// What a persistent byte is for.
+enum class Role { param, grad, exp_avg, exp_avg_sq };
+inline constexpr std::array all_roles{Role::param, Role::grad, Role::exp_avg, Role::exp_avg_sq};
+
+std::string_view name_of(Role role);
+
+/// How much of a unit a rank holds.
+enum class Extent { shard, whole };
+
+/// Holds each role of each unit, whole or sharded as the stage says. Where the transport is one-sided, parameters and
+/// gradients lie in memory that peers can read. Who moves the bytes is not known here.
+class ShardStore {
+ public:
+  /// Collective over one-sided transports. \throws OutOfMemory
+  ShardStore(std::vector<UnitSpec> units, Stage stage, Communicator& communicator, MemoryResource& memory);
+
+  std::size_t unit_count() const { return layouts_.size(); }
+  const Layout& layout(std::size_t unit) const { return layouts_.at(unit); }
+  Stage stage() const { return stage_; }
+  Extent extent(Role role) const;
+  /// False for the gradients and states of a unit that does not train.
+  bool holds(std::size_t unit, Role role) const;
+
+  /// What this rank holds: shard_numel() elements where the extent is a shard, else numel().
+  std::span<float> block(std::size_t unit, Role role) const;
+  /// This rank's shard, wherever it lies.
+  std::span<float> own(std::size_t unit, Role role) const;
+  /// What of `range` of the flat unit this rank holds.
+  std::span<float> held_part(std::size_t unit, Role role, Range range) const;
+  /// The range of the flat unit that block() holds.
+  Range held_range(std::size_t unit, Role role) const;
+  /// The shard of `owner` where this rank can read it; one-sided transports, param and grad only.
+  std::span<const float> peer(std::size_t unit, Role role, int owner) const;
+  /// Sharded parameters of all ranks side by side, read as the full unit where it lies; one-sided transports only.
+  std::span<float> mapped(std::size_t unit) const;
+
+  /// Bytes of this rank by role.
+  std::map<std::string_view, std::size_t> bytes() const;
+
+ private:
+  struct Block {
+    Buffer buffer;     ///< private memory, or
+    PeerMemory peers;  ///< this rank's part of shared memory
+    std::size_t bytes = 0;
+    std::byte* data(int rank) const { return peers.base ? peers.part(rank) : buffer.data(); }
+  };
+
+  Block take(std::size_t unit, Role role, Communicator& communicator, MemoryResource& memory) const;
+  const Block& at(std::size_t unit, Role role) const;
+
+  std::vector<Layout> layouts_;
+  Stage stage_;
+  int rank_;
+  std::vector<std::array<Block, all_roles.size()>> blocks_;
+};
+
+}  // namespace aliquot

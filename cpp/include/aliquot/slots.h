@@ -1,0 +1,70 @@
+/// \file
+/// The fixed memory that full units land in.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "aliquot/memory_resource.h"
+#include "aliquot/partition.h"
+
+namespace aliquot {
+
+/// A ring of equal slots. A unit's first gather gives it a home; it lands there ever after, so what autograd saved in
+/// forward is right again when the unit is gathered for backward (docs/design.md, "Slots"). Units that enclose others
+/// have slots of their own. The ring grows where more units are live together than it has slots.
+class Slots {
+ public:
+  /// Whether a unit may be given another home: not while a graph waits for its backward, since tensors saved in it
+  /// point into the present one.
+  enum class Home { may_move, fixed };
+
+  Slots(std::vector<const Layout*> layouts, std::size_t ring, MemoryResource& memory);
+
+  /// Makes `unit` live in its slot and returns the slot's memory. The unit is live until it was released as often as
+  /// it was taken. \throws InvalidArgument, naming both units, if another live unit holds a home that is fixed
+  float* take(std::size_t unit, Home home);
+  /// True if `unit` was live before, or its home could be filled ahead of use without harm to anyone.
+  bool free_for(std::size_t unit) const;
+  void release(std::size_t unit);
+  bool live(std::size_t unit) const;
+  void release_all();
+
+  /// The memory of the unit's home; null before its first take.
+  float* home(std::size_t unit) const;
+  /// What the home's bytes are: true if they are this unit's as of `epoch`.
+  bool holds(std::size_t unit, std::uint32_t epoch) const;
+  void filled(std::size_t unit, std::uint32_t epoch);
+  /// Fills the unit's home with NaN, so that a use after release cannot pass by luck.
+  void poison(std::size_t unit);
+
+  std::size_t bytes() const;
+
+ private:
+  struct Slot {
+    Buffer memory;
+    bool in_ring = false;
+    std::optional<std::size_t> content;  ///< unit whose bytes lie here,
+    std::uint32_t epoch = 0;             ///< as of this epoch
+    std::optional<std::size_t> tenant;   ///< live unit
+    std::size_t takes = 0;               ///< how often the tenant was taken and not released
+  };
+
+  std::size_t find_home(std::size_t unit);
+  std::size_t new_slot(std::size_t bytes, bool in_ring);
+  [[noreturn]] void refuse(std::size_t unit, std::size_t tenant) const;
+  const std::string& name(std::size_t unit) const { return layouts_[unit]->unit().name; }
+
+  std::vector<const Layout*> layouts_;
+  MemoryResource& memory_;
+  std::size_t ring_size_;
+  std::size_t ring_bytes_ = 0;
+  std::size_t ring_count_ = 0;
+  std::size_t next_ = 0;
+  std::vector<Slot> slots_;
+  std::vector<std::optional<std::size_t>> homes_;
+};
+
+}  // namespace aliquot

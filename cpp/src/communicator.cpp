@@ -1,0 +1,58 @@
+#include "aliquot/communicator.h"
+
+#include <atomic>
+#include <string>
+
+#include "aliquot/error.h"
+#include "observation.h"
+#include "rank.h"
+
+namespace aliquot {
+namespace {
+
+thread_local std::vector<const Signal*>* unreached = nullptr;
+
+[[noreturn]] void refuse(const Communicator& communicator, const char* call) {
+  throw InvalidArgument(std::string(call) + ": the transport '" + std::string(communicator.name()) +
+                        "' is two-sided; one-sided calls need one where one_sided() is true");
+}
+
+}  // namespace
+
+void require_rank(int rank, int world_size) {
+  if (world_size < 1 || rank < 0 || rank >= world_size) {
+    throw InvalidArgument("rank " + std::to_string(rank) + " of a world of " + std::to_string(world_size) +
+                          ": ranks count from 0 to world_size - 1");
+  }
+}
+
+Communicator::Communicator(int rank, int world_size, std::chrono::milliseconds timeout)
+    : rank_(rank), world_size_(world_size), timeout_(timeout) {
+  require_rank(rank, world_size);
+}
+
+PeerMemory Communicator::share(std::size_t) { refuse(*this, "share"); }
+
+void Communicator::post(Signal&, std::uint32_t) { refuse(*this, "post"); }
+
+void Communicator::wait_until(const std::function<bool()>&, std::string_view) { refuse(*this, "wait_until"); }
+
+bool reached(const Signal& signal, std::uint32_t value) noexcept {
+  const std::uint32_t posted = std::atomic_ref(const_cast<Signal&>(signal)).load(std::memory_order_acquire);
+  const bool yes = static_cast<std::int32_t>(posted - value) >= 0;
+  if (!yes && unreached != nullptr) unreached->push_back(&signal);
+  return yes;
+}
+
+Observation observe(const std::function<bool()>& ready) {
+  struct Recording {
+    explicit Recording(std::vector<const Signal*>* list) { unreached = list; }
+    ~Recording() { unreached = nullptr; }
+  };
+  Observation seen;
+  const Recording recording(&seen.unreached);
+  seen.ready = ready();
+  return seen;
+}
+
+}  // namespace aliquot

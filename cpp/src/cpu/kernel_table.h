@@ -1,0 +1,72 @@
+/// \file
+/// One table of kernels per instruction set. The functions work on the caller's thread, on one piece of an array.
+#pragma once
+
+#include <cstddef>
+
+#include "aliquot/kernels.h"
+
+namespace aliquot::cpu {
+
+/// Elements whose squares are added in 16 fp64 lanes; the sums of blocks are then added in order. A constant of the
+/// numerics: another value is another rounding of the gradient norm.
+inline constexpr std::size_t block_size = 16384;
+
+/// AdamWStep with everything that does not depend on the element worked out in fp64 and rounded once.
+struct AdamWScalars {
+  float grad_scale;
+  float decay;  ///< 1 - lr * weight_decay
+  float one_minus_beta1;
+  float beta2;
+  float one_minus_beta2;
+  float inverse_correction2;  ///< 1 / sqrt(1 - beta2^step)
+  float eps;
+  float minus_step_size;  ///< -lr / (1 - beta1^step)
+};
+
+/// The arguments of one reduce().
+struct Reduction {
+  const float* const* parts;
+  std::size_t part_count;  ///< at least 1
+  float factor;
+  float* result;
+};
+
+/// `count` elements from the pointers on; [begin, end) where a struct holds whole arrays. Functions that return
+/// statistics take at most block_size elements. `past_cache`: with stores that bypass the cache;
+/// reduce_assign_past_cache needs a `result` aligned to 64 bytes and a `begin` that is a multiple of 16.
+struct KernelTable {
+  void (*copy)(const float* source, float* destination, std::size_t count);
+  void (*copy_past_cache)(const float* source, float* destination, std::size_t count);
+  void (*scale)(float* data, std::size_t count, float factor);
+  GradStatistics (*statistics)(const float* data, std::size_t count);
+  GradStatistics (*reduce_assign)(const Reduction& reduction, std::size_t begin, std::size_t end);
+  GradStatistics (*reduce_assign_past_cache)(const Reduction& reduction, std::size_t begin, std::size_t end);
+  GradStatistics (*reduce_add)(const Reduction& reduction, std::size_t begin, std::size_t end);
+  void (*adamw)(const AdamWScalars& scalars, float* param, const float* grad, float* exp_avg, float* exp_avg_sq,
+                std::size_t count);
+};
+
+extern const KernelTable plain_table;   // the oracle
+extern const KernelTable avx2_table;    // x86-64 builds only
+extern const KernelTable avx512_table;  // x86-64 builds only
+
+enum class Isa { plain, avx2, avx512 };
+
+/// Whether this build holds the kernels and this machine can run them.
+bool supported(Isa isa) noexcept;
+
+/// \throws InvalidArgument if `isa` is not supported
+const KernelTable& table_for(Isa isa);
+
+/// The fastest that is supported.
+Isa best_isa() noexcept;
+
+/// What the functions of kernels.h use: at start that of best_isa().
+const KernelTable& current_table();
+
+/// Changes current_table(), for tests and benchmarks.
+/// \throws InvalidArgument if `isa` is not supported
+void use(Isa isa);
+
+}  // namespace aliquot::cpu

@@ -1,0 +1,63 @@
+// The kernels with 16 lanes as one AVX-512 register.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own intrinsics start from such a register (bug 105593)
+#endif
+#include <immintrin.h>
+
+#include "cpu/kernels_body.h"
+
+namespace aliquot::cpu {
+namespace {
+
+__mmask16 first_lanes(std::size_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+
+struct Floats {
+  __m512 value;
+
+  static Floats all(float value) { return {_mm512_set1_ps(value)}; }
+  static Floats load(const float* from) { return {_mm512_loadu_ps(from)}; }
+  static Floats load_first(const float* from, std::size_t count) {
+    return {_mm512_maskz_loadu_ps(first_lanes(count), from)};
+  }
+  void store(float* to) const { _mm512_storeu_ps(to, value); }
+  void store_first(float* to, std::size_t count) const { _mm512_mask_storeu_ps(to, first_lanes(count), value); }
+  void store_past_cache(float* to) const { _mm512_stream_ps(to, value); }
+  static void fence() { _mm_sfence(); }
+};
+
+Floats operator+(Floats a, Floats b) { return {_mm512_add_ps(a.value, b.value)}; }
+Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.value, b.value)}; }
+Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.value, b.value)}; }
+Floats operator/(Floats a, Floats b) { return {_mm512_div_ps(a.value, b.value)}; }
+Floats sqrt(Floats a) { return {_mm512_sqrt_ps(a.value)}; }
+
+constexpr int nan_or_infinity = 0x01 | 0x80 | 0x08 | 0x10;  // quiet and signaling NaN, +infinity, -infinity
+
+struct Squares {
+  __m512d low = {}, high = {};
+  std::uint64_t non_finite = 0;
+
+  // The square of an fp32 number is exact in fp64, so the fused instruction rounds just as two would.
+  void add(Floats floats) {
+    __m512 values = floats.value;
+    const __mmask16 special = _mm512_fpclass_ps_mask(values, nan_or_infinity);
+    if (special != 0) [[unlikely]] {
+      non_finite += static_cast<unsigned>(__builtin_popcount(special));
+      values = _mm512_maskz_mov_ps(static_cast<__mmask16>(~special), values);
+    }
+    const __m512d first = _mm512_cvtps_pd(_mm512_castps512_ps256(values));
+    const __m512d second = _mm512_cvtps_pd(_mm512_extractf32x8_ps(values, 1));
+    low = _mm512_fmadd_pd(first, first, low);
+    high = _mm512_fmadd_pd(second, second, high);
+  }
+  void lanes(double* to) const {
+    _mm512_storeu_pd(to, low);
+    _mm512_storeu_pd(to + 8, high);
+  }
+};
+
+}  // namespace
+
+const KernelTable avx512_table = Kernels<Floats, Squares>::table();
+
+}  // namespace aliquot::cpu

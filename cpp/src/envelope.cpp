@@ -1,0 +1,41 @@
+#include "envelope.h"
+
+#include <algorithm>
+#include <sstream>
+
+namespace aliquot {
+namespace {
+
+template <std::size_t capacity>
+void store_end(std::string_view text, std::array<char, capacity>& into) {
+  if (text.size() > capacity) text.remove_prefix(text.size() - capacity);
+  std::copy(text.begin(), text.end(), into.begin());
+}
+
+template <std::size_t capacity>
+std::string_view load(const std::array<char, capacity>& from) {
+  return {from.data(), static_cast<std::size_t>(std::find(from.begin(), from.end(), '\0') - from.begin())};
+}
+
+}  // namespace
+
+Envelope make_envelope(std::string_view collective, const Tag& tag, std::uint64_t size, int root) {
+  Envelope envelope{};
+  store_end(collective, envelope.collective);
+  store_end(tag.operation, envelope.operation);
+  store_end(tag.unit, envelope.unit);
+  envelope.size = size;
+  envelope.root = root;
+  return envelope;
+}
+
+std::string to_text(const Envelope& envelope) {
+  std::ostringstream text;
+  text << load(envelope.collective) << " \"" << load(envelope.operation) << '"';
+  if (envelope.unit[0] != '\0') text << " of unit \"" << load(envelope.unit) << '"';
+  if (envelope.root >= 0) text << " from rank " << envelope.root;
+  text << " (size " << envelope.size << ", call " << envelope.sequence << ')';
+  return text.str();
+}
+
+}  // namespace aliquot

@@ -1,0 +1,118 @@
+#include "aliquot/gatherer.h"
+
+#include <string>
+
+#include "aliquot/kernels.h"
+#include "stopwatch.h"
+
+namespace aliquot {
+namespace {
+
+std::vector<const Layout*> layouts_of(const ShardStore& store) {
+  std::vector<const Layout*> layouts;
+  for (std::size_t unit = 0; unit < store.unit_count(); ++unit) layouts.push_back(&store.layout(unit));
+  return layouts;
+}
+
+std::vector<std::size_t> bytes_of(const ShardStore& store) {
+  std::vector<std::size_t> bytes;
+  for (std::size_t unit = 0; unit < store.unit_count(); ++unit) bytes.push_back(store.layout(unit).bytes());
+  return bytes;
+}
+
+Signal& version_of(const PeerMemory& control, int rank) { return *reinterpret_cast<Signal*>(control.part(rank)); }
+
+}  // namespace
+
+Gatherer::Gatherer(ShardStore& store, Communicator& communicator, MemoryResource& memory, GathererOptions options)
+    : store_(store), communicator_(communicator), options_(options),
+      slots_(layouts_of(store), options.slots, memory), forward_(bytes_of(store), options.ahead_bytes),
+      backward_(bytes_of(store), options.ahead_bytes) {
+  if (!communicator.one_sided() || options_.poison) options_.landing = Landing::slots;
+  if (communicator.one_sided()) control_ = communicator.share(64);
+}
+
+bool Gatherer::uses_slots() const {
+  return store_.stage().shards_parameters() && options_.landing == Landing::slots;
+}
+
+const float* Gatherer::resident(std::size_t unit) const {
+  return store_.stage().shards_parameters() ? store_.mapped(unit).data() : store_.block(unit, Role::param).data();
+}
+
+const float* Gatherer::acquire(std::size_t unit, Pass pass, Slots::Home home) {
+  if (!uses_slots()) {
+    if (store_.stage().shards_parameters()) await_version();
+    return resident(unit);
+  }
+  float* slot = slots_.take(unit, home);
+  fill(unit, slot);
+  gather_ahead(unit, pass);
+  return slot;
+}
+
+void Gatherer::fill(std::size_t unit, float* slot) {
+  if (slots_.holds(unit, version_)) return;
+  fetch(unit, Role::param, slot);
+  slots_.filled(unit, version_);
+}
+
+void Gatherer::gather_ahead(std::size_t unit, Pass pass) {
+  for (const std::size_t next : (pass == Pass::forward ? forward_ : backward_).acquired(unit)) {
+    if (float* slot = slots_.home(next); slot != nullptr && slots_.free_for(next)) fill(next, slot);
+  }
+}
+
+void Gatherer::release(std::size_t unit) {
+  if (!uses_slots() || !slots_.live(unit)) return;
+  slots_.release(unit);
+  if (options_.poison && !slots_.live(unit)) slots_.poison(unit);
+}
+
+void Gatherer::release_all() {
+  slots_.release_all();
+  end_pass(Pass::forward);
+  end_pass(Pass::backward);
+}
+
+void Gatherer::end_pass(Pass pass) { (pass == Pass::forward ? forward_ : backward_).end_pass(); }
+
+void Gatherer::publish() {
+  ++version_;
+  if (communicator_.one_sided()) communicator_.post(version_of(control_, communicator_.rank()), version_);
+}
+
+void Gatherer::await_version() {
+  if (seen_version_ == version_) return;
+  communicator_.wait_until(
+      [this] {
+        for (int rank = 0; rank < communicator_.world_size(); ++rank) {
+          if (!reached(version_of(control_, rank), version_)) return false;
+        }
+        return true;
+      },
+      "every rank's parameters of step " + std::to_string(version_));
+  seen_version_ = version_;
+}
+
+void Gatherer::fetch(std::size_t unit, Role role, float* whole) {
+  const Stopwatch stopwatch(statistics_.seconds);
+  const Layout& layout = store_.layout(unit);
+  ++statistics_.gathers;
+  statistics_.bytes += layout.bytes() - layout.shard_bytes();
+  if (!communicator_.one_sided()) {
+    communicator_.all_gather({"gather", layout.unit().name}, std::as_bytes(store_.own(unit, role)),
+                             reinterpret_cast<std::byte*>(whole));
+    return;
+  }
+  await_version();
+  const int world = communicator_.world_size();
+  for (int step = 0; step < world; ++step) {
+    const int owner = (communicator_.rank() + step) % world;
+    float* destination = whole + layout.shard(owner).begin;
+    const std::span<const float> shard = store_.peer(unit, role, owner);
+    if (shard.data() != destination) copy(shard, destination);
+  }
+}
+
+}  // namespace aliquot

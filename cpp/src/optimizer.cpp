@@ -1,0 +1,48 @@
+#include "aliquot/optimizer.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "aliquot/kernels.h"
+
+namespace aliquot {
+
+AdamW::AdamW(ShardStore& store, Grouping grouping) : store_(store), grouping_(std::move(grouping)) {
+  for (const std::vector<int>& params : grouping_) steps_.emplace_back(params.size(), 0);
+  for (std::size_t unit = 0; unit < store_.unit_count(); ++unit) {
+    for (const Role role : {Role::exp_avg, Role::exp_avg_sq}) {
+      if (store_.holds(unit, role)) std::ranges::fill(store_.block(unit, role), 0.0F);
+    }
+  }
+}
+
+void AdamW::step(std::span<const AdamWGroup> groups, const Presence& present, float grad_scale) {
+  for (std::size_t unit = 0; unit < store_.unit_count(); ++unit) {
+    if (store_.holds(unit, Role::exp_avg)) step_unit(unit, groups, grad_scale, present[unit]);
+  }
+}
+
+void AdamW::step_unit(std::size_t unit, std::span<const AdamWGroup> groups, float grad_scale,
+                      const std::vector<bool>& present) {
+  const auto stepped = [&](std::size_t param) { return present[param] && grouping_[unit][param] != no_group; };
+  for (std::size_t param = 0; param < present.size(); ++param) steps_[unit][param] += stepped(param) ? 1 : 0;
+  for (const Segment& segment : store_.layout(unit).segments(store_.held_range(unit, Role::exp_avg))) {
+    if (!stepped(segment.param)) continue;
+    const AdamWGroup& group = groups[static_cast<std::size_t>(grouping_[unit][segment.param])];
+    const auto part = [&](Role role) { return store_.held_part(unit, role, segment.range); };
+    adamw({.lr = group.lr,
+           .beta1 = group.beta1,
+           .beta2 = group.beta2,
+           .eps = group.eps,
+           .weight_decay = group.weight_decay,
+           .step = steps_[unit][segment.param],
+           .grad_scale = grad_scale},
+          part(Role::param), part(Role::grad), part(Role::exp_avg), part(Role::exp_avg_sq));
+  }
+}
+
+float clip_factor(double norm, double max_norm) {
+  return static_cast<float>(std::min(1.0, max_norm / (norm + 1e-6)));
+}
+
+}  // namespace aliquot

@@ -1,0 +1,154 @@
+#include "outboxes.h"
+
+#include <algorithm>
+#include <atomic>
+#include <ranges>
+#include <utility>
+
+#include "aliquot/error.h"
+
+namespace aliquot {
+
+/// Written by its rank before `said` is posted, and not again before every rank posted `taken`.
+struct alignas(64) Outboxes::Record {
+  Signal said;            ///< last micro-step this rank said its contribution of
+  Signal taken;           ///< last micro-step this rank has summed its part of
+  std::uint32_t content;  ///< the index of an outbox, or `nothing`, or `failure`
+};
+
+namespace {
+
+constexpr std::uint32_t nothing = 0xfffffffe;
+constexpr std::uint32_t failure = 0xffffffff;
+
+std::uint32_t load(const Signal& signal) {
+  return std::atomic_ref(const_cast<Signal&>(signal)).load(std::memory_order_acquire);
+}
+
+auto ranks_of(const Communicator& communicator) { return std::views::iota(0, communicator.world_size()); }
+
+}  // namespace
+
+Outboxes::Outboxes(Communicator& communicator, std::vector<std::string> names, std::size_t box_floats)
+    : communicator_(communicator), names_(std::move(names)), box_floats_(box_floats),
+      boxes_(communicator.share((working + reserve) * box_floats * sizeof(float))),
+      control_(communicator.share((names_.size() + 1) * sizeof(Record))), uses_(working + reserve) {}
+
+Outboxes::Record& Outboxes::record(int rank, std::size_t unit) const {
+  return reinterpret_cast<Record*>(control_.part(rank))[unit + 1];
+}
+
+Signal& Outboxes::waiting(int rank) const { return *reinterpret_cast<Signal*>(control_.part(rank)); }
+
+float* Outboxes::box(int rank, std::size_t index) const {
+  return reinterpret_cast<float*>(boxes_.part(rank)) + index * box_floats_;
+}
+
+bool Outboxes::everyone_took(std::size_t unit, std::uint32_t micro_step) const {
+  return std::ranges::all_of(ranks_of(communicator_),
+                             [&](int rank) { return reached(record(rank, unit).taken, micro_step); });
+}
+
+std::optional<std::size_t> Outboxes::free_box(std::size_t count) const {
+  for (std::size_t index = 0; index < count; ++index) {
+    if (!uses_[index] || everyone_took(uses_[index]->unit, uses_[index]->micro_step)) return index;
+  }
+  return std::nullopt;
+}
+
+bool Outboxes::held_up(std::size_t index) const {
+  return std::ranges::any_of(ranks_of(communicator_), [&](int rank) {
+    return !reached(record(rank, uses_[index]->unit).said, uses_[index]->micro_step) && load(waiting(rank)) != 0;
+  });
+}
+
+float* Outboxes::claim(std::size_t unit, std::size_t index) {
+  uses_[index] = Use{unit, micro_step_};
+  return box(communicator_.rank(), index);
+}
+
+float* Outboxes::take(std::size_t unit, const Progress& progress) {
+  const auto all_held_up = [this] {
+    return std::ranges::all_of(std::views::iota(std::size_t{0}, working), [this](auto index) { return held_up(index); });
+  };
+  const auto done = [&] {
+    progress();
+    return free_box(working).has_value() || all_held_up();
+  };
+  if (!done()) wait(done, "an outbox for unit '" + names_[unit] + "'");
+  const auto index = free_box(working);
+  return index ? claim(unit, *index) : nullptr;
+}
+
+float* Outboxes::take_in_order(std::size_t unit, const Progress& progress) {
+  const auto done = [&] {
+    progress();
+    return free_box(working + reserve).has_value();
+  };
+  wait(done, "an outbox for unit '" + names_[unit] + "'");
+  return claim(unit, *free_box(working + reserve));
+}
+
+void Outboxes::say(std::size_t unit, std::uint32_t content, const Progress& progress) {
+  const auto last_taken = [&] {
+    progress();
+    return everyone_took(unit, micro_step_ - 1);
+  };
+  if (!everyone_took(unit, micro_step_ - 1)) wait(last_taken, "ranks to sum unit '" + names_[unit] + "'");
+  Record& mine = record(communicator_.rank(), unit);
+  mine.content = content;
+  communicator_.post(mine.said, micro_step_);
+}
+
+void Outboxes::publish(std::size_t unit, const Progress& progress) {
+  for (std::size_t index = 0; index < uses_.size(); ++index) {
+    if (uses_[index] && uses_[index]->unit == unit && uses_[index]->micro_step == micro_step_) {
+      return say(unit, static_cast<std::uint32_t>(index), progress);
+    }
+  }
+  throw Error("no outbox was taken for unit '" + names_[unit] + "'");
+}
+
+void Outboxes::publish_nothing(std::size_t unit, const Progress& progress) {
+  say(unit, nothing, progress);
+}
+
+void Outboxes::publish_failure(std::size_t unit) { say(unit, failure, [] {}); }
+
+bool Outboxes::ready(std::size_t unit) const {
+  for (const int rank : ranks_of(communicator_)) {
+    const Record& said = record(rank, unit);
+    if (!reached(said.said, micro_step_)) return false;
+    if (said.content == failure) {
+      throw CommunicatorError("rank " + std::to_string(rank) + " gave up the backward pass that rank " +
+                              std::to_string(communicator_.rank()) + " waits for (unit '" + names_[unit] +
+                              "'). Call aliquot.reset_step(model) on every rank and repeat the step");
+    }
+  }
+  return true;
+}
+
+std::vector<const float*> Outboxes::contributions(std::size_t unit) const {
+  std::vector<const float*> full;
+  for (const int rank : ranks_of(communicator_)) {
+    const std::uint32_t content = record(rank, unit).content;
+    if (content != nothing) full.push_back(box(rank, content));
+  }
+  return full;
+}
+
+void Outboxes::took(std::size_t unit) { communicator_.post(record(communicator_.rank(), unit).taken, micro_step_); }
+
+void Outboxes::wait(const std::function<bool()>& done, const std::string& what) {
+  Signal& mine = waiting(communicator_.rank());
+  communicator_.post(mine, 1);
+  try {
+    communicator_.wait_until(done, what);
+  } catch (...) {
+    communicator_.post(mine, 0);
+    throw;
+  }
+  communicator_.post(mine, 0);
+}
+
+}  // namespace aliquot

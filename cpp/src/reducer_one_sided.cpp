@@ -1,0 +1,69 @@
+#include <algorithm>
+
+#include "aliquot/reducer.h"
+#include "outboxes.h"
+
+namespace aliquot {
+
+bool Reducer::offer_one_sided(std::size_t unit, const Gradients& gradients) {
+  const auto progress = [this] { sum_what_is_ready(); };
+  float* full = outboxes_->take(unit, progress);
+  if (full == nullptr) return false;
+  pack(unit, gradients, full);
+  outboxes_->publish(unit, progress);
+  note(unit, gradients);
+  sum_what_is_ready();
+  return true;
+}
+
+void Reducer::finish_one_sided(const Left& left) {
+  const auto progress = [this] { sum_what_is_ready(); };
+  std::vector<const Gradients*> mine(units_.size(), nullptr);
+  for (const auto& [unit, gradients] : left) mine.at(unit) = &gradients;
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+    if (!units_[unit].offered && mine[unit] == nullptr && store_.holds(unit, Role::grad)) {
+      outboxes_->publish_nothing(unit, progress);
+      units_[unit].offered = true;
+    }
+  }
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+    if (mine[unit] == nullptr) continue;
+    pack(unit, *mine[unit], outboxes_->take_in_order(unit, progress));
+    outboxes_->publish(unit, progress);
+    note(unit, *mine[unit]);
+  }
+  const auto all_summed = [this] {
+    sum_what_is_ready();
+    return std::ranges::none_of(units_, [](const Unit& unit) { return unit.offered && !unit.summed; });
+  };
+  outboxes_->wait(all_summed, "all gradients of this backward");
+  outboxes_->next_micro_step();
+}
+
+void Reducer::sum_what_is_ready() {
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+    if (!units_[unit].offered || units_[unit].summed || !outboxes_->ready(unit)) continue;
+    std::vector<const float*> shards = outboxes_->contributions(unit);
+    for (const float*& shard : shards) shard += store_.layout(unit).shard(communicator_.rank()).begin;
+    if (!shards.empty()) accumulate(unit, shards);
+    units_[unit].summed = true;
+    outboxes_->took(unit);
+  }
+}
+
+void Reducer::abandon() {
+  if (outboxes_) {
+    const bool begun = std::ranges::any_of(units_, [](const Unit& unit) { return unit.offered; });
+    for (std::size_t unit = 0; begun && unit < units_.size(); ++unit) {
+      if (store_.holds(unit, Role::grad)) outboxes_->took(unit);
+    }
+    for (std::size_t unit = 0; begun && unit < units_.size(); ++unit) {
+      if (!units_[unit].offered && store_.holds(unit, Role::grad)) outboxes_->publish_failure(unit);
+    }
+    if (begun) outboxes_->next_micro_step();
+  }
+  for (Unit& unit : units_) unit.offered = unit.summed = false;
+  clear();
+}
+
+}  // namespace aliquot

@@ -1,0 +1,106 @@
+#include "aliquot/slots.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include "aliquot/error.h"
+
+namespace aliquot {
+
+Slots::Slots(std::vector<const Layout*> layouts, std::size_t ring, MemoryResource& memory)
+    : layouts_(std::move(layouts)), memory_(memory), ring_size_(ring), homes_(layouts_.size()) {
+  if (ring < 2) throw InvalidArgument("slots is " + std::to_string(ring) + "; neighbouring units need at least 2");
+  for (const Layout* layout : layouts_) {
+    if (!layout->unit().encloses_units) ring_bytes_ = std::max(ring_bytes_, layout->bytes());
+  }
+}
+
+std::size_t Slots::new_slot(std::size_t bytes, bool in_ring) {
+  Slot& slot = slots_.emplace_back();
+  slot.memory = Buffer(memory_, bytes);
+  slot.in_ring = in_ring;
+  ring_count_ += in_ring ? 1 : 0;
+  return slots_.size() - 1;
+}
+
+std::size_t Slots::find_home(std::size_t unit) {
+  if (layouts_[unit]->unit().encloses_units) return new_slot(layouts_[unit]->bytes(), false);
+  if (ring_count_ < ring_size_) return new_slot(ring_bytes_, true);
+  for (std::size_t tried = 0; tried < slots_.size(); ++tried) {
+    const std::size_t candidate = next_++ % slots_.size();
+    if (slots_[candidate].in_ring && !slots_[candidate].tenant) return candidate;
+  }
+  return new_slot(ring_bytes_, true);
+}
+
+float* Slots::take(std::size_t unit, Home home) {
+  if (!homes_[unit]) homes_[unit] = find_home(unit);
+  const auto tenant = slots_[*homes_[unit]].tenant;
+  if (tenant && *tenant != unit) {
+    if (home == Home::fixed) refuse(unit, *tenant);
+    homes_[unit] = find_home(unit);
+  }
+  Slot& slot = slots_[*homes_[unit]];
+  slot.tenant = unit;
+  ++slot.takes;
+  return this->home(unit);
+}
+
+void Slots::refuse(std::size_t unit, std::size_t tenant) const {
+  throw InvalidArgument("unit '" + name(unit) + "' must be gathered again where its forward saw it, but unit '" +
+                        name(tenant) + "' is in use there: their backward passes interleave. Give them room with "
+                        "aliquot.shard(model, slots=" + std::to_string(ring_count_ + 1) +
+                        ") or more, or put both into one unit with units=");
+}
+
+bool Slots::free_for(std::size_t unit) const {
+  if (!homes_[unit]) return true;
+  const auto tenant = slots_[*homes_[unit]].tenant;
+  return !tenant || *tenant == unit;
+}
+
+void Slots::release(std::size_t unit) {
+  if (!live(unit)) return;
+  Slot& slot = slots_[*homes_[unit]];
+  if (--slot.takes == 0) slot.tenant.reset();
+}
+
+bool Slots::live(std::size_t unit) const { return homes_[unit] && slots_[*homes_[unit]].tenant == unit; }
+
+void Slots::release_all() {
+  for (Slot& slot : slots_) {
+    slot.tenant.reset();
+    slot.takes = 0;
+  }
+}
+
+float* Slots::home(std::size_t unit) const {
+  return homes_[unit] ? reinterpret_cast<float*>(slots_[*homes_[unit]].memory.data()) : nullptr;
+}
+
+bool Slots::holds(std::size_t unit, std::uint32_t epoch) const {
+  if (!homes_[unit]) return false;
+  const Slot& slot = slots_[*homes_[unit]];
+  return slot.content == unit && slot.epoch == epoch;
+}
+
+void Slots::filled(std::size_t unit, std::uint32_t epoch) {
+  slots_[*homes_[unit]].content = unit;
+  slots_[*homes_[unit]].epoch = epoch;
+}
+
+void Slots::poison(std::size_t unit) {
+  Slot& slot = slots_[*homes_[unit]];
+  std::fill_n(reinterpret_cast<float*>(slot.memory.data()), slot.memory.bytes() / sizeof(float),
+              std::numeric_limits<float>::quiet_NaN());
+  slot.content.reset();
+}
+
+std::size_t Slots::bytes() const {
+  std::size_t sum = 0;
+  for (const Slot& slot : slots_) sum += slot.memory.bytes();
+  return sum;
+}
+
+}  // namespace aliquot

@@ -1,0 +1,158 @@
+#include "waiter.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <sstream>
+
+#include "aliquot/error.h"
+#include "observation.h"
+
+namespace aliquot {
+namespace {
+
+// How often a sleeping rank looks whether there is still something to wait for.
+constexpr std::chrono::milliseconds slice(100);
+// Longer than most partners are late, shorter than a sleep and a wake-up cost.
+constexpr std::chrono::microseconds spin_time(20);
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Ranks may outnumber cores: whoever spins gives way.
+bool spin(const std::function<bool()>& ready) {
+  const auto end = std::chrono::steady_clock::now() + spin_time;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (ready()) return true;
+      pause();
+    }
+    sched_yield();
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
+std::string list_of(const std::vector<int>& ranks) {
+  std::ostringstream text;
+  for (const int rank : ranks) text << (rank == ranks.front() ? "rank " : ", rank ") << rank;
+  return ranks.empty() ? "unknown" : text.str();
+}
+
+}  // namespace
+
+std::function<void()>& interrupt_check() {
+  static std::function<void()> check;
+  return check;
+}
+
+Waiter::Waiter(SharedWorld world, int rank, std::vector<std::optional<Process>> peers,
+               std::chrono::milliseconds timeout)
+    : world_(world), rank_(rank), peers_(std::move(peers)), timeout_(timeout) {}
+
+void Waiter::know(const PeerMemory& memory) {
+  std::erase_if(regions_, [](const Region& region) { return region.base.expired(); });
+  if (memory.part_bytes > 0) regions_.push_back({memory.base, memory.part_bytes});
+}
+
+void Waiter::wait(const std::function<bool()>& ready, const Sentence& what) {
+  require_intact();
+  if (!ready() && !spin(ready)) sleep(ready, what);
+}
+
+void Waiter::sleep(const std::function<bool()>& ready, const Sentence& what) {
+  const auto deadline = Clock::now() + timeout_;
+  const auto ready_or_failed = [&] { return world_.failure().happened() || ready(); };
+  auto next_look = std::min(Clock::now() + slice, deadline);
+  for (;;) {
+    const auto rest = std::chrono::ceil<std::chrono::milliseconds>(next_look - Clock::now());
+    if (world_.doorbell().sleep(ready_or_failed, std::max(rest, std::chrono::milliseconds(0)))) return require_intact();
+    if (Clock::now() < next_look) continue;
+    check_interrupt(what);
+    if (ready_or_lost(ready, what)) return;
+    if (Clock::now() >= deadline) return pass_deadline(ready, what);
+    next_look = std::min(Clock::now() + slice, deadline);
+  }
+}
+
+// The peers are looked at before `ready` is asked a last time: one that has gone had posted whatever it ever will, so
+// what is missing then stays missing.
+bool Waiter::ready_or_lost(const std::function<bool()>& ready, const Sentence& what) {
+  std::vector<Presence> presences(peers_.size());
+  for (std::size_t r = 0; r < peers_.size(); ++r) presences[r] = presence(static_cast<int>(r));
+  const Observation seen = observe(ready);
+  if (seen.ready) return true;
+
+  const auto awaited = owners(seen.unreached);
+  const auto lose = [&](int lost, const char* how) {
+    const std::string text = named(lost) + how + " while rank " + std::to_string(rank_) + " waited for " + what();
+    fail(lost, text);
+    require_intact();
+    throw PeerLost(lost, text);
+  };
+  for (std::size_t r = 0; r < presences.size(); ++r) {
+    if (presences[r] == Presence::killed) lose(static_cast<int>(r), " is gone");
+  }
+  for (const int r : awaited) {
+    if (presences[static_cast<std::size_t>(r)] == Presence::left) lose(r, " has left (its communicator was destroyed)");
+  }
+  return false;
+}
+
+void Waiter::pass_deadline(const std::function<bool()>& ready, const Sentence& what) {
+  const Observation seen = observe(ready);
+  if (seen.ready) return;
+  std::ostringstream text;
+  text << "rank " << rank_ << " waited for " << what() << ", in vain for " << timeout_.count()
+       << " ms (the communicator's timeout); not arrived: " << list_of(owners(seen.unreached))
+       << ". See what these ranks do; if they are only slow, give a longer timeout";
+  fail(-1, text.str());
+  require_intact();
+  throw CommunicatorError(text.str());
+}
+
+void Waiter::check_interrupt(const Sentence& what) {
+  if (!interrupt_check()) return;
+  try {
+    interrupt_check()();
+  } catch (...) {
+    fail(-1, "rank " + std::to_string(rank_) + " was interrupted while it waited for " + what());
+    throw;
+  }
+}
+
+void Waiter::fail(int lost, std::string_view text) noexcept {
+  world_.failure().record(lost, text);
+  world_.doorbell().ring();
+}
+
+Waiter::Presence Waiter::presence(int rank) const {
+  const auto& process = peers_[static_cast<std::size_t>(rank)];
+  const bool ended = process && process->ended();  // asked first: who has ended writes no more
+  if (std::atomic_ref(world_.state(rank).left).load(std::memory_order_acquire) != 0) return Presence::left;
+  return ended ? Presence::killed : Presence::here;
+}
+
+std::vector<int> Waiter::owners(const std::vector<const Signal*>& signals) const {
+  std::vector<int> ranks;
+  for (const Signal* signal : signals) {
+    for (const Region& region : regions_) {
+      const auto base = region.base.lock();
+      const auto offset = reinterpret_cast<std::uintptr_t>(signal) - reinterpret_cast<std::uintptr_t>(base.get());
+      if (base && offset < region.part_bytes * peers_.size()) ranks.push_back(static_cast<int>(offset / region.part_bytes));
+    }
+  }
+  std::sort(ranks.begin(), ranks.end());
+  ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
+  return ranks;
+}
+
+std::string Waiter::named(int rank) const {
+  const auto& process = peers_[static_cast<std::size_t>(rank)];
+  return "rank " + std::to_string(rank) + (process ? " (pid " + std::to_string(process->pid()) + ")" : "");
+}
+
+}  // namespace aliquot

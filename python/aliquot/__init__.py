@@ -1,0 +1,43 @@
+"""Aliquot trains PyTorch models whose parameters, gradients and optimizer states are partitioned over the ranks."""
+
+from __future__ import annotations
+
+from aliquot._core import (
+    CheckpointError,
+    CommunicatorError,
+    DeviceError,
+    Error,
+    InvalidArgument,
+    OutOfMemory,
+    PeerLost,
+    __version__,
+)
+from aliquot.control import no_sync, reset_step
+from aliquot.optim import AdamW, clip_grad_norm_
+from aliquot.shard import shard
+from aliquot.stats import Stats, stats
+from aliquot.values import full_state_dict, gathered, load_full_state_dict
+from aliquot.world import World, init
+
+__all__ = [
+    "AdamW",
+    "CheckpointError",
+    "CommunicatorError",
+    "DeviceError",
+    "Error",
+    "InvalidArgument",
+    "OutOfMemory",
+    "PeerLost",
+    "Stats",
+    "World",
+    "__version__",
+    "clip_grad_norm_",
+    "full_state_dict",
+    "gathered",
+    "init",
+    "load_full_state_dict",
+    "no_sync",
+    "reset_step",
+    "shard",
+    "stats",
+]

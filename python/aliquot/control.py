@@ -1,0 +1,27 @@
+"""What a training loop says to a sharded model beside forward, backward and step."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from torch import nn
+
+from aliquot.hooks import unsynchronized
+from aliquot.sharded import sharded
+
+
+def no_sync(model: nn.Module) -> AbstractContextManager[None]:
+    """Within it, backwards accumulate on each rank without reducing; the next one outside reduces the sum.
+
+    At any stage a full gradient is held meanwhile.
+    """
+    return unsynchronized(sharded(model).passes)
+
+
+def reset_step(model: nn.Module) -> None:
+    """After an exception in forward or backward: gives everything back, as if the step had not begun.
+
+    Gradients since the last `zero_grad` are given up. Every rank calls it; peers that wait for this rank's
+    gradients get a CommunicatorError first.
+    """
+    sharded(model).passes.give_up("step reset")

@@ -1,0 +1,165 @@
+"""Optimizers that step the shards in the store."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, overload
+
+import torch
+from torch import nn
+
+from aliquot import _core
+from aliquot._core import Error, InvalidArgument
+from aliquot.hooks import require_finished
+from aliquot.sharded import Place, ShardedModel, drop_autograd_grads, sharded
+
+logger = logging.getLogger("aliquot")
+
+NO_GROUP = -1
+
+
+class AdamW(torch.optim.Optimizer):
+    """AdamW (https://arxiv.org/abs/1711.05101), as `torch.optim.AdamW` defines it, over a sharded model.
+
+    `params`: the model's parameters or groups of them, as in torch; all by default. Groups may differ in every
+    hyperparameter. `max_grad_norm`: clips by the global norm within the step. `max_skipped`: an error after so
+    many steps in a row whose gradients were not finite; each such step changes nothing, on any rank.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]] | None = None,
+        max_grad_norm: float | None = None,
+        max_skipped: int = 20,
+    ) -> None:
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise InvalidArgument(f"max_grad_norm is {max_grad_norm}; it is positive, or None")
+        self.model = sharded(model)
+        self.max_grad_norm = max_grad_norm
+        self.max_skipped = max_skipped
+        self.grad_norm = torch.tensor(0.0)
+        """Global norm of the last step's gradients before clipping; NaN if they were not finite."""
+        self.skipped_in_a_row = 0
+        self._made = False
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(model.parameters() if params is None else params, defaults)
+        for group in self.param_groups:
+            _check(group)
+        self.model.engine.set_groups(_grouping(self.model, self.param_groups))
+        self._made = True
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Updates the parameters from the gradients in the store. Every rank calls it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        require_reduced(self.model)
+        groups = [_core_group(group) for group in self.param_groups]
+        self._note(self.model.engine.step(groups, self.max_grad_norm))
+        for unit in self.model.units:
+            unit.expected = 0
+        return loss
+
+    def _note(self, result: _core.StepResult) -> None:
+        self.grad_norm = torch.tensor(math.nan if result.skipped else result.grad_norm)
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if result.skipped else 0
+        if not result.skipped:
+            return
+        logger.warning("step skipped: the gradient of %s is not finite", result.first_bad)
+        if self.skipped_in_a_row >= self.max_skipped:
+            raise Error(
+                f"{self.skipped_in_a_row} steps in a row were skipped, last because the gradient of {result.first_bad} "
+                "is not finite; the parameters are as before the first of them"
+            )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets all gradients; `set_to_none` is there for torch's signature."""
+        self.model.engine.clear_gradients()
+        for unit in self.model.units:
+            drop_autograd_grads(unit.params)
+        self.model.unreduced = False
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only while the optimizer is made: its states are laid out then."""
+        if self._made:
+            raise InvalidArgument("add_param_group: give all groups when the optimizer is made, by params=")
+        super().add_param_group(param_group)
+
+    def state_dict(self) -> NoReturn:
+        """An error: states are sharded."""
+        raise Error("this rank holds a part of the optimizer's states, and this version can't save them")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> NoReturn:
+        """An error: states are sharded."""
+        raise Error("optimizer states are sharded, and this version can't load them")
+
+
+def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
+    """Scales the gradients in the store so that their global norm is at most `max_norm`; returns the norm before.
+
+    Every rank calls it, between backward and step. `AdamW(max_grad_norm=)` does the same without a pass of its own.
+    Gradients that are not finite are left alone, and the norm is NaN: the step will skip them.
+    """
+    state = sharded(model)
+    require_reduced(state)
+    report = state.engine.gradient_report()
+    if report.non_finite:
+        return torch.tensor(math.nan)
+    factor = max_norm / (report.norm + 1e-6)
+    if factor < 1:
+        state.engine.scale_gradients(factor)
+    return torch.tensor(report.norm)
+
+
+def require_reduced(model: ShardedModel) -> None:
+    """Refuses to use gradients that are not there yet."""
+    require_finished(model.passes)
+    if model.unreduced:
+        raise Error(
+            "gradients of a backward under aliquot.no_sync were not reduced yet: run the last backward before the step "
+            "outside of it"
+        )
+
+
+def _core_group(group: dict[str, Any]) -> _core.AdamWGroup:
+    beta1, beta2 = group["betas"]
+    return _core.AdamWGroup(
+        float(group["lr"]), float(beta1), float(beta2), float(group["eps"]), float(group["weight_decay"])
+    )
+
+
+def _check(group: dict[str, Any]) -> None:
+    beta1, beta2 = group["betas"]
+    fine = {
+        "lr": float(group["lr"]) >= 0,
+        "betas": 0 <= beta1 < 1 and 0 <= beta2 < 1,
+        "eps": group["eps"] >= 0,
+        "weight_decay": group["weight_decay"] >= 0,
+    }
+    for name, good in fine.items():
+        if not good:
+            raise InvalidArgument(f"AdamW: {name} is {group[name]}")
+
+
+def _grouping(model: ShardedModel, groups: list[dict[str, Any]]) -> list[list[int]]:
+    grouping = [[NO_GROUP] * len(unit.params) for unit in model.units]
+    for number, group in enumerate(groups):
+        for param in group["params"]:
+            place = param.__dict__.get("_aliquot")
+            if not isinstance(place, Place) or place.model is not model:
+                raise InvalidArgument("AdamW: params= holds a parameter that is not one of the sharded model's")
+            grouping[place.unit.index][place.index] = number
+    return grouping

@@ -1,0 +1,36 @@
+"""Where the bytes are and where the time goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from aliquot.sharded import sharded
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Of this rank, since the model was sharded."""
+
+    bytes: dict[str, int]
+    """Held by role: `param`, `grad`, `exp_avg`, `exp_avg_sq`; `slot`: full units; `outbox`: full gradients on their way
+    to their owners."""
+    times: dict[str, float]
+    """Host seconds: `gather` and `reduce` waiting and copying, `step` in the optimizer."""
+    gathers: int
+    gathered_bytes: int
+    reduces: int
+    reduced_bytes: int
+    steps: int
+    skipped: int
+    """Steps that changed nothing because a gradient was not finite."""
+
+
+def stats(model: nn.Module) -> Stats:
+    """What the sharded model holds and has done on this rank."""
+    found = sharded(model).engine.statistics()
+    return Stats(
+        bytes=found.bytes, times=found.times, gathers=found.gathers, gathered_bytes=found.gathered_bytes,
+        reduces=found.reduces, reduced_bytes=found.reduced_bytes, steps=found.steps, skipped=found.skipped,
+    )  # fmt: skip

@@ -1,0 +1,159 @@
+"""Reading and writing full parameters between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from aliquot._core import InvalidArgument
+from aliquot.sharded import Place, ShardedModel, Unit, sharded
+
+Write = Callable[[Place, torch.Tensor], None]
+
+
+@contextmanager
+def writing(model: ShardedModel) -> Iterator[Write]:
+    """Within it, every rank writes the same parameters in the same order; rank 0's values count. Collective."""
+
+    def write(place: Place, value: torch.Tensor) -> None:
+        same = value.detach().to(torch.float32, copy=True).contiguous()
+        if same.numel():
+            model.world.communicator.broadcast(place.name, same.data_ptr(), 4 * same.numel(), root=0)
+            model.engine.write(place.unit.index, place.index, same.data_ptr())
+
+    model.engine.begin_write()
+    try:
+        yield write
+    finally:
+        model.engine.end_write()
+
+
+def read_unit(model: ShardedModel, unit: Unit) -> list[torch.Tensor]:
+    """Private copies of the unit's full parameters. Collective on two-sided transports."""
+    flat = torch.empty(model.engine.numel(unit.index))
+    model.engine.read(unit.index, flat.data_ptr())
+    offsets = [model.engine.offset(unit.index, place.index) for place in unit.places]
+    return [
+        flat[start : start + place.shape.numel()].view(place.shape)
+        for start, place in zip(offsets, unit.places, strict=True)
+    ]
+
+
+@contextmanager
+def gathered(what: nn.Module | Iterable[nn.Parameter], write: bool = False) -> Iterator[None]:
+    """Within it, parameters hold their full values, as ordinary tensors private to this rank.
+
+    `what`: a sharded model, or some of its parameters (whole units are gathered). `write`: what rank 0 wrote is kept,
+    on every rank; without it changes are dropped. Every rank enters it, with the same parameters.
+    """
+    model, units = _units_of(what)
+    kept = [(unit, [_open(param, value) for param, value in _read(model, unit)]) for unit in units]
+    try:
+        yield
+        written = [(unit, [param.detach() for param in unit.params]) for unit, _ in kept]
+    finally:
+        for unit, before in kept:
+            for param, data in zip(unit.params, before, strict=True):
+                param.data = data
+            unit.private = False
+            unit.close()
+    if write:
+        with writing(model) as put:
+            for unit, values in written:
+                for place, value in zip(unit.places, values, strict=True):
+                    put(place, value)
+
+
+def _read(model: ShardedModel, unit: Unit) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+    values = read_unit(model, unit)
+    unit.open()
+    unit.private = True
+    return zip(unit.params, values, strict=True)
+
+
+def _open(param: nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+    before = param.data
+    param.data = value
+    return before
+
+
+def _units_of(what: nn.Module | Iterable[nn.Parameter]) -> tuple[ShardedModel, list[Unit]]:
+    if isinstance(what, nn.Module):
+        model = sharded(what)
+        return model, model.units
+    places = [param.__dict__.get("_aliquot") for param in what]
+    if not places or not all(isinstance(place, Place) for place in places):
+        raise InvalidArgument("gathered takes a sharded model, or parameters of one")
+    found = [place for place in places if isinstance(place, Place)]
+    if any(place.model is not found[0].model for place in found):
+        raise InvalidArgument("gathered takes parameters of one model at a time")
+    return found[0].model, sorted({place.unit for place in found}, key=lambda unit: unit.index)
+
+
+def full_state_dict(model: nn.Module, all_ranks: bool = False) -> dict[str, torch.Tensor]:
+    """Full parameters and buffers by name, as `state_dict` of the unsharded model gives them, on the CPU.
+
+    On rank 0, and empty elsewhere unless `all_ranks`. Every rank calls it.
+    """
+    state = sharded(model)
+    keep = all_ranks or state.world.rank == 0
+    values: dict[nn.Parameter, torch.Tensor] = {}
+    for unit in state.units:
+        read = read_unit(state, unit)
+        if keep:
+            values.update(zip(unit.params, (value.clone() for value in read), strict=True))
+    if not keep:
+        return {}
+    tensors = {name: values[param] for name, param in model.named_parameters(remove_duplicate=False)}
+    tensors.update({name: buffer.detach().clone() for name, buffer in _persistent_buffers(model)})
+    return tensors
+
+
+def load_full_state_dict(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Takes parameters and buffers from a full state dict; rank 0's counts, other ranks' may be empty.
+
+    Every rank calls it. Names and shapes must match; nothing is changed if they don't.
+    """
+    state = sharded(model)
+    buffers = dict(_persistent_buffers(model))
+    problem = _mismatch(model, buffers, state_dict) if state.world.rank == 0 else ""
+    _raise_alike(state, problem)
+    with writing(state) as write:
+        for unit in state.units:
+            for place in unit.places:
+                write(place, state_dict[place.name] if state.world.rank == 0 else torch.empty(place.shape))
+    for name, buffer in buffers.items():
+        value = state_dict[name].to(buffer.dtype) if state.world.rank == 0 else buffer
+        same = value.detach().contiguous().clone()
+        state.world.communicator.broadcast(name, same.data_ptr(), same.numel() * same.element_size(), root=0)
+        buffer.copy_(same)
+
+
+def _mismatch(model: nn.Module, buffers: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str:
+    wanted = {name: param.shape for name, param in model.named_parameters(remove_duplicate=False)}
+    wanted |= {name: buffer.shape for name, buffer in buffers.items()}
+    missing, unknown = wanted.keys() - given.keys(), given.keys() - wanted.keys()
+    if missing or unknown:
+        return f"load_full_state_dict: missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
+    for name, shape in wanted.items():
+        if given[name].shape != shape:
+            return f"load_full_state_dict: {name} has shape {tuple(given[name].shape)}, the model's is {tuple(shape)}"
+    return ""
+
+
+def _raise_alike(model: ShardedModel, problem: str) -> None:
+    """Raises rank 0's problem on every rank."""
+    texts = model.world.communicator.all_gather("load_full_state_dict", problem.encode()[:1024].ljust(1024))
+    text = texts[:1024].rstrip().decode(errors="replace")
+    if text:
+        raise InvalidArgument(text)
+
+
+def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for prefix, module in model.named_modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                yield (f"{prefix}.{name}" if prefix else name), buffer

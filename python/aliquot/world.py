@@ -1,0 +1,96 @@
+"""The world: which ranks there are, and what moves bytes between them. The only global of the package."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import platform
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal, get_args
+
+import torch.distributed as dist
+
+from aliquot import _core
+from aliquot._core import InvalidArgument
+
+Transport = Literal["auto", "shared_memory", "process_group"]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among the ranks."""
+
+    rank: int
+    world_size: int
+    transport: str
+    """The transport in use: `thread` where the process is alone, `shared_memory`, or `process_group`."""
+    communicator: _core.Communicator
+
+
+_world: World | None = None
+
+
+def init(transport: Transport = "auto", timeout: float = 600.0) -> World:
+    """Joins the ranks that torchrun started, by its environment variables; alone without them.
+
+    `transport`: `"shared_memory"` for ranks of one host, `"process_group"` for whatever `torch.distributed` reaches
+    (it is initialized with Gloo if it is not yet); `"auto"` takes the first if all ranks are on one host.
+    `timeout`: seconds that any wait for another rank may take. Called by `shard` if need be; a second call with the
+    same transport returns the same world.
+    """
+    global _world
+    if transport not in get_args(Transport):
+        raise InvalidArgument(f"transport is {transport!r}; it is one of {', '.join(get_args(Transport))}")
+    if _world is None:
+        _world = _join(transport, timeout)
+        atexit.register(_leave)
+    elif transport not in ("auto", _world.transport) and _world.world_size > 1:
+        raise InvalidArgument(f"the world is already up on {_world.transport!r}, it can't be {transport!r} as well")
+    return _world
+
+
+def _leave() -> None:
+    """Drops the communicator while the interpreter is whole, so that peers see this rank end in good order."""
+    global _world
+    _world = None
+
+
+def _join(transport: Transport, timeout: float) -> World:
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1 and not dist.is_initialized():
+        return World(0, 1, "thread", _core.world_of_one())
+    store, rank, world_size = _rendezvous(timeout)
+    store = dist.PrefixStore("aliquot", store)
+    if transport == "auto":
+        transport = "shared_memory" if _one_host(store, rank, world_size) else "process_group"
+    if transport == "shared_memory":
+        communicator = _core.shared_memory_communicator(
+            store.set, lambda key: store.get(key).decode(), "world", rank, world_size, timeout
+        )
+    else:
+        communicator = _process_group(store, rank, world_size, timeout)
+    return World(rank, world_size, transport, communicator)
+
+
+def _rendezvous(timeout: float) -> tuple[dist.Store, int, int]:
+    if dist.is_initialized():
+        return dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
+    return next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+
+
+def _one_host(store: dist.Store, rank: int, world_size: int) -> bool:
+    store.set(f"host/{rank}", platform.node())
+    return len({store.get(f"host/{other}") for other in range(world_size)}) == 1
+
+
+def _process_group(store: dist.Store, rank: int, world_size: int, timeout: float) -> _core.Communicator:
+    from aliquot.process_group import ProcessGroup
+
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "gloo", store=dist.PrefixStore("group", store), rank=rank, world_size=world_size,
+            timeout=timedelta(seconds=timeout),
+        )  # fmt: skip
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+    return _core.process_group_communicator(ProcessGroup(group, store), rank, world_size, timeout)

@@ -1,0 +1,57 @@
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "dlpack.h"
+#include "register.h"
+
+namespace aliquot::python {
+namespace {
+
+/// Everything a DLPack tensor points to. The owner keeps the memory alive.
+struct View {
+  DLManagedTensor tensor{};
+  std::vector<std::int64_t> shape;
+  py::object owner;
+};
+
+void destroy(DLManagedTensor* tensor) {
+  const py::gil_scoped_acquire acquire;
+  delete static_cast<View*>(tensor->manager_ctx);
+}
+
+/// A capsule that nobody took still owns its tensor; one that was taken has been renamed.
+void destroy_capsule(PyObject* capsule) {
+  if (PyCapsule_IsValid(capsule, "dltensor") == 0) return;
+  destroy(static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor")));
+}
+
+py::object view(std::uintptr_t address, std::vector<std::int64_t> shape, py::object owner) {
+  auto made = std::make_unique<View>();
+  made->shape = std::move(shape);
+  made->owner = std::move(owner);
+  made->tensor.dl_tensor = {.data = reinterpret_cast<void*>(address),
+                            .device = {dl_cpu, 0},
+                            .ndim = static_cast<std::int32_t>(made->shape.size()),
+                            .dtype = {dl_float, 32, 1},
+                            .shape = made->shape.data(),
+                            .strides = nullptr,
+                            .byte_offset = 0};
+  made->tensor.manager_ctx = made.get();
+  made->tensor.deleter = destroy;
+  PyObject* capsule = PyCapsule_New(&made->tensor, "dltensor", destroy_capsule);
+  if (capsule == nullptr) throw py::error_already_set();
+  made.release();
+  return py::reinterpret_steal<py::object>(capsule);
+}
+
+}  // namespace
+
+void register_memory(py::module_& module) {
+  module.def("view", &view, py::arg("address"), py::arg("shape"), py::arg("owner"),
+             "A DLPack capsule of a contiguous fp32 CPU tensor at `address`. It keeps `owner` alive.");
+}
+
+}  // namespace aliquot::python

@@ -1,0 +1,148 @@
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "aliquot/communicator.h"
+#include "aliquot/error.h"
+#include "register.h"
+
+namespace aliquot::python {
+namespace {
+
+/// What a rank is about to do, as the ranks compare it before any other byte moves.
+struct Intent {
+  std::array<char, 32> operation{};
+  std::array<char, 96> unit{};
+  std::uint64_t bytes = 0;
+
+  Intent() = default;
+  Intent(const Tag& tag, std::size_t bytes) : bytes(bytes) {
+    tag.operation.copy(operation.data(), operation.size() - 1);
+    tag.unit.copy(unit.data(), unit.size() - 1);
+  }
+  std::string text() const {
+    const std::string of = unit[0] == '\0' ? "" : " of unit '" + std::string(unit.data()) + "'";
+    return "'" + std::string(operation.data()) + "'" + of + " (" + std::to_string(bytes) + " bytes)";
+  }
+  friend bool operator==(const Intent&, const Intent&) = default;
+};
+
+/// `process_group`: whatever torch.distributed reaches. The bytes are moved by a Python object with the methods
+/// all_gather(part, whole), all_to_all(input, output), broadcast(data, root), send(data, to), receive(data, from_),
+/// abort(reason), each of which takes writable buffers and raises an Error of this module.
+class ProcessGroupCommunicator final : public Communicator {
+ public:
+  ProcessGroupCommunicator(py::object group, int rank, int world_size, double timeout)
+      : Communicator(rank, world_size, std::chrono::milliseconds(static_cast<std::int64_t>(timeout * 1000))),
+        group_(std::move(group)) {}
+  ~ProcessGroupCommunicator() override {
+    const py::gil_scoped_acquire acquire;
+    group_ = {};
+  }
+
+  std::string_view name() const noexcept override { return "process_group"; }
+  bool one_sided() const noexcept override { return false; }
+
+  void all_gather(const Tag& tag, std::span<const std::byte> part, std::byte* whole, Stream) override {
+    agree(tag, part.size());
+    gather_bytes(part, whole);
+  }
+
+  void reduce_scatter(const Tag& tag, const float* whole, std::span<float> part, Stream stream) override {
+    std::vector<float> pieces(part.size() * ranks());
+    all_to_all(tag, reinterpret_cast<const std::byte*>(whole), reinterpret_cast<std::byte*>(pieces.data()),
+               part.size_bytes(), stream);
+    add_in_rank_order(pieces, part);
+  }
+
+  void all_reduce(const Tag& tag, std::span<float> data, Stream stream) override {
+    std::vector<float> all(data.size() * ranks());
+    all_gather(tag, std::as_bytes(data), reinterpret_cast<std::byte*>(all.data()), stream);
+    add_in_rank_order(all, data);
+  }
+
+  void broadcast(const Tag& tag, std::span<std::byte> data, int root, Stream) override {
+    agree(tag, data.size());
+    if (!data.empty()) call("broadcast", data.data(), data.size(), root);
+  }
+
+  void all_to_all(const Tag& tag, const std::byte* input, std::byte* output, std::size_t piece_bytes, Stream) override {
+    agree(tag, piece_bytes);
+    if (piece_bytes == 0) return;
+    const py::gil_scoped_acquire acquire;
+    group_.attr("all_to_all")(buffer(input, piece_bytes * ranks()), buffer(output, piece_bytes * ranks()));
+  }
+
+  void send(const Tag&, std::span<const std::byte> data, int to, Stream) override {
+    if (!data.empty()) call("send", data.data(), data.size(), to);
+  }
+  void receive(const Tag&, std::span<std::byte> data, int from, Stream) override {
+    if (!data.empty()) call("receive", data.data(), data.size(), from);
+  }
+  void barrier(const Tag& tag) override { agree(tag, 0); }
+
+  void abort(std::string_view reason) noexcept override {
+    const py::gil_scoped_acquire acquire;
+    try {
+      group_.attr("abort")(std::string(reason));
+    } catch (py::error_already_set& error) {
+      error.discard_as_unraisable("aliquot: abort of a process group");
+    }
+  }
+
+ private:
+  std::size_t ranks() const { return static_cast<std::size_t>(world_size()); }
+
+  static py::memoryview buffer(const void* data, std::size_t bytes) {
+    return py::memoryview::from_memory(const_cast<void*>(data), static_cast<py::ssize_t>(bytes));
+  }
+
+  void call(const char* method, const void* data, std::size_t bytes, int peer) {
+    const py::gil_scoped_acquire acquire;
+    group_.attr(method)(buffer(data, bytes), peer);
+  }
+
+  void gather_bytes(std::span<const std::byte> part, std::byte* whole) {
+    if (part.empty()) return;
+    const py::gil_scoped_acquire acquire;
+    group_.attr("all_gather")(buffer(part.data(), part.size()), buffer(whole, part.size() * ranks()));
+  }
+
+  void agree(const Tag& tag, std::size_t bytes) {
+    const Intent mine(tag, bytes);
+    std::vector<Intent> all(ranks());
+    gather_bytes(std::as_bytes(std::span(&mine, 1)), reinterpret_cast<std::byte*>(all.data()));
+    const auto other = std::ranges::find_if(all, [&](const Intent& intent) { return intent != mine; });
+    if (other == all.end()) return;
+    throw CommunicatorError("rank " + std::to_string(rank()) + " is at " + mine.text() + ", rank " +
+                            std::to_string(other - all.begin()) + " at " + other->text() +
+                            ": the ranks took different paths through the model. That works on one-sided transports "
+                            "only (transport=\"shared_memory\"); here every rank must run the same units in the same "
+                            "order");
+  }
+
+  void add_in_rank_order(const std::vector<float>& pieces, std::span<float> sum) const {
+    std::copy_n(pieces.begin(), sum.size(), sum.begin());
+    for (std::size_t rank = 1; rank < ranks(); ++rank) {
+      for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += pieces[rank * sum.size() + i];
+    }
+  }
+
+  py::object group_;
+};
+
+}  // namespace
+
+void register_process_group(py::module_& module) {
+  module.def(
+      "process_group_communicator",
+      [](py::object group, int rank, int world_size, double timeout) -> std::unique_ptr<Communicator> {
+        return std::make_unique<ProcessGroupCommunicator>(std::move(group), rank, world_size, timeout);
+      },
+      py::arg("group"), py::arg("rank"), py::arg("world_size"), py::arg("timeout"),
+      "A communicator whose bytes `group` moves; see aliquot.process_group.");
+}
+
+}  // namespace aliquot::python

@@ -1,0 +1,17 @@
+/// \file
+/// The parts of the extension module; each register_*() adds its classes and functions.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace aliquot::python {
+
+namespace py = pybind11;
+
+void register_errors(py::module_& module);
+void register_communicators(py::module_& module);
+void register_process_group(py::module_& module);
+void register_memory(py::module_& module);
+void register_engine(py::module_& module);
+
+}  // namespace aliquot::python

@@ -1,0 +1,91 @@
+"""Every byte that a rank holds is in stats(), and there are as many as ZeRO says."""
+
+from __future__ import annotations
+
+import gc
+import re
+from pathlib import Path
+from typing import Any
+
+import aliquot
+import pytest
+import torch
+from ranks import FORK, PROCESS_GROUP, SHARED_MEMORY, SHARED_MEMORY_POISONED, TRANSPORTS, Transport, run_ranks
+from torch import nn
+from training import ADAMW, STAGES
+
+WORLD_SIZE = 2
+WIDTH = 512
+DEPTH = 24
+PARAMETERS = DEPTH * (WIDTH * WIDTH + WIDTH)
+TRANSIENT = ("slot", "outbox")
+"""Roles of `stats(model).bytes` that do not last: all others are parts of parameters, gradients and states."""
+
+
+def build(depth: int) -> nn.Module:
+    return nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(depth)))
+
+
+def trained(depth: int, stage: int) -> tuple[Any, Any]:
+    model = aliquot.shard(build(depth), stage=stage)
+    optimizer = aliquot.AdamW(model, **ADAMW)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.ones(1, WIDTH)).sum().backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return model, optimizer
+
+
+def bytes_by_role(stage: int) -> dict[str, int]:
+    model, _ = trained(DEPTH, stage)
+    return aliquot.stats(model).bytes
+
+
+def proportional_set_size() -> int:
+    """Bytes; a page that n processes map counts as 1/n in each."""
+    gc.collect()
+    match = re.search(r"^Pss:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
+    assert match
+    return int(match[1]) * 1024
+
+
+def growth(rank: int, stage: int, together: Any) -> tuple[int, int]:
+    """Of the resident set by training, once without this model so that what torch itself takes is not counted."""
+    trained(1, stage)
+    together.wait()
+    before = proportional_set_size()
+    together.wait()
+    model, optimizer = trained(DEPTH, stage)
+    together.wait()
+    after = proportional_set_size()
+    together.wait()
+    del optimizer
+    return after - before, sum(aliquot.stats(model).bytes.values())
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
+def test_stage_3_holds_16_bytes_per_parameter_over_the_ranks(transport: Transport) -> None:
+    for sizes in run_ranks(WORLD_SIZE, lambda rank: bytes_by_role(3), transport=transport):
+        persistent = sum(size for role, size in sizes.items() if role not in TRANSIENT)
+        assert persistent == pytest.approx(16 * PARAMETERS / WORLD_SIZE, rel=0.02), sizes
+        assert all(sizes[role] < 4 * PARAMETERS / 4 for role in TRANSIENT if role in sizes), sizes
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_stage_shards_one_thing_more(stage: int) -> None:
+    """Bytes per parameter: 4 for itself, 4 for its gradient, 8 for the moments."""
+    whole = 4 * (stage < 3) + 4 * (stage < 2) + 8 * (stage < 1)
+    expected = PARAMETERS * (whole + (16 - whole) / WORLD_SIZE)
+    for sizes in run_ranks(WORLD_SIZE, lambda rank: bytes_by_role(stage)):
+        persistent = sum(size for role, size in sizes.items() if role not in TRANSIENT)
+        assert persistent == pytest.approx(expected, rel=0.02), sizes
+
+
+@pytest.mark.parametrize("transport", [SHARED_MEMORY, SHARED_MEMORY_POISONED, PROCESS_GROUP], ids=str)
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_process_grows_by_what_stats_says(stage: int, transport: Transport) -> None:
+    together = FORK.Barrier(WORLD_SIZE)
+    outcomes = run_ranks(WORLD_SIZE, growth, stage, together, transport=transport)
+    grown, accounted = (sum(values) for values in zip(*outcomes, strict=True))
+    assert grown == pytest.approx(accounted, rel=0.1)
