@@ -54,8 +54,8 @@ ProcessIdentity ProcessIdentity::from_text(const std::string& text) {
 
 Process::Process(pid_t pid) : pid_(pid), descriptor_(static_cast<int>(syscall(SYS_pidfd_open, pid, 0))) {
   if (descriptor_ < 0) {
-    throw CommunicatorError("cannot watch process " + std::to_string(pid) + ": pidfd_open (Linux 5.3 or later): " +
-                            std::strerror(errno));
+    throw CommunicatorError("cannot watch process " + std::to_string(pid) +
+                            ": pidfd_open (Linux 5.3 or later): " + std::strerror(errno));
   }
 }
 

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <string>
 
 #include "aliquot/error.h"
@@ -135,7 +134,7 @@ void SharedCommunicator::all_reduce(const Tag& tag, std::span<float> data, Strea
 void SharedCommunicator::broadcast(const Tag& tag, std::span<std::byte> data, int root, Stream) {
   require_rank(root, world_size());
   const Envelope call = begin(all_, "broadcast", tag, data.size(), root);
-  pass(all_, call, static_cast<std::size_t>(root), data.data(), data.data());
+  pass(all_, call, static_cast<std::size_t>(root), data, data.data());
 }
 
 void SharedCommunicator::all_to_all(const Tag& tag, const std::byte* input, std::byte* output, std::size_t piece_bytes,
@@ -157,21 +156,21 @@ void SharedCommunicator::all_to_all(const Tag& tag, const std::byte* input, std:
 // of it at once.
 void SharedCommunicator::send(const Tag& tag, std::span<const std::byte> data, int to, Stream) {
   Group& group = pair("send", to);
-  pass(group, begin(group, "send", tag, data.size(), rank()), group.self, data.data(), nullptr);
+  pass(group, begin(group, "send", tag, data.size(), rank()), group.self, data, nullptr);
 }
 
 void SharedCommunicator::receive(const Tag& tag, std::span<std::byte> data, int from, Stream) {
   Group& group = pair("receive", from);
-  pass(group, begin(group, "send", tag, data.size(), from), 1 - group.self, nullptr, data.data());
+  pass(group, begin(group, "send", tag, data.size(), from), 1 - group.self, data, data.data());
 }
 
-void SharedCommunicator::pass(Group& group, const Envelope& call, std::size_t sender, const std::byte* data,
+void SharedCommunicator::pass(Group& group, const Envelope& call, std::size_t sender, std::span<const std::byte> data,
                               std::byte* into) {
-  for_pieces(call.size, group.buffer_bytes, [&](std::size_t first, std::size_t bytes) {
+  for_pieces(data.size(), group.buffer_bytes, [&](std::size_t first, std::size_t bytes) {
     round(
         group, call,
         [&](std::byte* mine) {
-          if (group.self == sender) copy_bytes(data + first, bytes, mine);
+          if (group.self == sender) copy_bytes(data.data() + first, bytes, mine);
         },
         [&](std::size_t member, const std::byte* theirs) {
           if (group.self != sender && member == sender) copy_bytes(theirs, bytes, into + first);
@@ -184,39 +183,6 @@ void SharedCommunicator::barrier(const Tag& tag) { round(all_, begin(all_, "barr
 // How many elements for each rank fit into one buffer; whole cache lines.
 std::size_t SharedCommunicator::longest_piece(std::size_t element_bytes) const {
   return std::max<std::size_t>(all_.buffer_bytes / all_.lanes.size() / 64, 1) * 64 / element_bytes;
-}
-
-std::shared_ptr<SharedMemory> SharedCommunicator::offer(std::size_t part_bytes) {
-  struct Offer {
-    pid_t creator;
-    int file;
-  };
-  if (part_bytes > std::numeric_limits<std::ptrdiff_t>::max() / all_.lanes.size()) {
-    throw OutOfMemory("share: " + std::to_string(part_bytes) + " bytes for each of " +
-                      std::to_string(world_size()) + " ranks are more than can be addressed");
-  }
-  const std::size_t bytes = std::max<std::size_t>(part_bytes * all_.lanes.size(), 1);
-  std::shared_ptr<SharedMemory> memory;
-  if (rank() == 0) memory = map_or_abort([&] { return SharedMemory::create(bytes); });
-  Offer offered{creator_, memory ? memory->file() : -1};
-  round(
-      all_, begin(all_, "share", {"share", ""}, part_bytes),
-      [&](std::byte* mine) { std::memcpy(mine, &offered, sizeof offered); },
-      [&](std::size_t r, const std::byte* theirs) {
-        if (r == 0) std::memcpy(&offered, theirs, sizeof offered);
-      });
-  if (memory) return memory;
-  return map_or_abort([&] { return SharedMemory::open(offered.creator, offered.file, bytes); });
-}
-
-std::shared_ptr<SharedMemory> SharedCommunicator::map_or_abort(
-    const std::function<std::shared_ptr<SharedMemory>()>& map) {
-  try {
-    return map();
-  } catch (const Error& error) {
-    abort(error.what());
-    throw;
-  }
 }
 
 }  // namespace aliquot

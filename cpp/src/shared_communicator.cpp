@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
+#include <span>
 #include <string>
 
 #include "aliquot/error.h"
@@ -13,12 +15,8 @@ namespace aliquot {
 SharedCommunicator::SharedCommunicator(std::string_view name, std::shared_ptr<SharedMemory> control, int rank,
                                        int world_size, std::chrono::milliseconds timeout,
                                        std::vector<std::optional<Process>> peers)
-    : Communicator(rank, world_size, timeout),
-      name_(name),
-      control_(std::move(control)),
-      world_(control_->data(), world_size),
-      waiter_(world_, rank, std::move(peers), timeout),
-      creator_(getpid()),
+    : Communicator(rank, world_size, timeout), name_(name), control_(std::move(control)),
+      world_(control_->data(), world_size), waiter_(world_, rank, std::move(peers), timeout), creator_(getpid()),
       all_(group_of_all()) {
   for (int peer = 0; peer < world_size; ++peer) pairs_.push_back(group_with(peer));
   waiter_.know({std::shared_ptr<std::byte>(control_, world_.parts()), SharedWorld::part_bytes(world_size)});
@@ -59,8 +57,39 @@ PeerMemory SharedCommunicator::share(std::size_t part_bytes) {
   return shared;
 }
 
+std::shared_ptr<SharedMemory> SharedCommunicator::offer(std::size_t part_bytes) {
+  struct Offer {
+    pid_t creator;
+    int file;
+  };
+  if (part_bytes > std::numeric_limits<std::ptrdiff_t>::max() / all_.lanes.size()) {
+    throw OutOfMemory("share: " + std::to_string(part_bytes) + " bytes for each of " + std::to_string(world_size()) +
+                      " ranks are more than can be addressed");
+  }
+  const std::size_t bytes = std::max<std::size_t>(part_bytes * all_.lanes.size(), 1);
+  std::shared_ptr<SharedMemory> memory;
+  if (rank() == 0) memory = map_or_abort([&] { return SharedMemory::create(bytes); });
+  Offer offered{creator_, memory ? memory->file() : -1};
+  const auto bytes_of_offer = std::as_writable_bytes(std::span(&offered, 1));
+  pass(all_, begin(all_, "share", {"share", ""}, part_bytes), 0, bytes_of_offer, bytes_of_offer.data());
+  if (memory) return memory;
+  return map_or_abort([&] { return SharedMemory::open(offered.creator, offered.file, bytes); });
+}
+
+std::shared_ptr<SharedMemory> SharedCommunicator::map_or_abort(
+    const std::function<std::shared_ptr<SharedMemory>()>& map) {
+  try {
+    return map();
+  } catch (const Error& error) {
+    abort(error.what());
+    throw;
+  }
+}
+
 SharedCommunicator::Group SharedCommunicator::group_of_all() const {
-  Group group{.ranks = {}, .lanes = {}, .self = static_cast<std::size_t>(rank()),
+  Group group{.ranks = {},
+              .lanes = {},
+              .self = static_cast<std::size_t>(rank()),
               .buffer_bytes = SharedWorld::all_buffer_bytes};
   for (int r = 0; r < world_size(); ++r) {
     group.ranks.push_back(r);
@@ -72,8 +101,10 @@ SharedCommunicator::Group SharedCommunicator::group_of_all() const {
 SharedCommunicator::Group SharedCommunicator::group_with(int peer) const {
   const int low = std::min(peer, rank());
   const int high = std::max(peer, rank());
-  return {.ranks = {low, high}, .lanes = {&world_.lane(low, high), &world_.lane(high, low)},
-          .self = rank() == low ? 0u : 1u, .buffer_bytes = SharedWorld::pair_buffer_bytes};
+  return {.ranks = {low, high},
+          .lanes = {&world_.lane(low, high), &world_.lane(high, low)},
+          .self = rank() == low ? 0u : 1u,
+          .buffer_bytes = SharedWorld::pair_buffer_bytes};
 }
 
 }  // namespace aliquot

@@ -67,10 +67,11 @@ class SharedCommunicator final : public Communicator {
   template <typename Write, typename Read>
   void round(Group& group, const Envelope& call, const Write& write, const Read& read);
   void require_agreement(const Group& group) const;
-  /// call.size bytes from `sender`'s `data` into everyone else's `into`.
-  void pass(Group& group, const Envelope& call, std::size_t sender, const std::byte* data, std::byte* into);
+  /// `sender`'s `data` into everyone else's `into`; data.size() is the same for all.
+  void pass(Group& group, const Envelope& call, std::size_t sender, std::span<const std::byte> data, std::byte* into);
   std::size_t longest_piece(std::size_t element_bytes) const;
 
+  /// Rank 0 makes memory for all; the others map it.
   std::shared_ptr<SharedMemory> offer(std::size_t part_bytes);
   std::shared_ptr<SharedMemory> map_or_abort(const std::function<std::shared_ptr<SharedMemory>()>& map);
 

@@ -65,8 +65,8 @@ std::vector<std::unique_ptr<Communicator>> make_thread_communicators(int world_s
   std::vector<std::unique_ptr<Communicator>> communicators;
   for (int rank = 0; rank < world_size; ++rank) {
     std::vector<std::optional<Process>> threads(static_cast<std::size_t>(world_size));
-    communicators.push_back(std::make_unique<SharedCommunicator>("thread", control, rank, world_size, timeout,
-                                                                 std::move(threads)));
+    communicators.push_back(
+        std::make_unique<SharedCommunicator>("thread", control, rank, world_size, timeout, std::move(threads)));
   }
   return communicators;
 }

@@ -20,6 +20,8 @@ constexpr std::chrono::microseconds spin_time(20);
 void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
 #endif
 }
 
@@ -142,7 +144,8 @@ std::vector<int> Waiter::owners(const std::vector<const Signal*>& signals) const
     for (const Region& region : regions_) {
       const auto base = region.base.lock();
       const auto offset = reinterpret_cast<std::uintptr_t>(signal) - reinterpret_cast<std::uintptr_t>(base.get());
-      if (base && offset < region.part_bytes * peers_.size()) ranks.push_back(static_cast<int>(offset / region.part_bytes));
+      if (base && offset < region.part_bytes * peers_.size())
+        ranks.push_back(static_cast<int>(offset / region.part_bytes));
     }
   }
   std::sort(ranks.begin(), ranks.end());

@@ -13,7 +13,7 @@ LENGTH = 1 << 20
 
 
 def require_agreement(communicator: _core.Communicator, lines: Iterable[str]) -> None:
-    """Raises an error that quotes the first line in which this rank's description differs from another's. Collective."""
+    """Raises an error that quotes the first line in which ranks differ. Collective."""
     mine = list(lines)
     digest = hashlib.sha256("\n".join(mine).encode()).digest()
     digests = communicator.all_gather("model digest", digest)

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 from torch import nn
 
-from aliquot.hooks import unsynchronized
+from aliquot.passes import unsynchronized
 from aliquot.sharded import sharded
 
 

@@ -1,4 +1,4 @@
-"""What a parameter is outside the forward and backward that gather it: right, or an error that names the call to use."""
+"""What a parameter is while its unit is not gathered: right, or an error that names the call to use."""
 
 from __future__ import annotations
 
@@ -13,16 +13,58 @@ from aliquot._core import Error
 if TYPE_CHECKING:
     from aliquot.sharded import Place
 
-_METADATA_PROPERTIES = (
-    "shape dtype device layout is_leaf requires_grad grad_fn ndim itemsize nbytes names output_nr _version "
-    "is_sparse is_sparse_csr is_quantized is_meta is_cuda is_cpu is_mkldnn is_xla is_xpu is_mps is_nested retains_grad "
-    "_backward_hooks _post_accumulate_grad_hooks"
-).split()
-_METADATA_METHODS = (
-    "size dim ndimension numel nelement stride storage_offset element_size is_floating_point is_complex is_signed "
-    "is_contiguous is_inference get_device requires_grad_ register_hook register_post_accumulate_grad_hook __len__ "
-    "__hash__ retain_grad type"
-).split()
+_METADATA_PROPERTIES = [
+    "shape",
+    "dtype",
+    "device",
+    "layout",
+    "is_leaf",
+    "requires_grad",
+    "grad_fn",
+    "ndim",
+    "itemsize",
+    "nbytes",
+    "names",
+    "output_nr",
+    "_version",
+    "is_sparse",
+    "is_sparse_csr",
+    "is_quantized",
+    "is_meta",
+    "is_cuda",
+    "is_cpu",
+    "is_mkldnn",
+    "is_xla",
+    "is_xpu",
+    "is_mps",
+    "is_nested",
+    "retains_grad",
+    "_backward_hooks",
+    "_post_accumulate_grad_hooks",
+]
+_METADATA_METHODS = [
+    "size",
+    "dim",
+    "ndimension",
+    "numel",
+    "nelement",
+    "stride",
+    "storage_offset",
+    "element_size",
+    "is_floating_point",
+    "is_complex",
+    "is_signed",
+    "is_contiguous",
+    "is_inference",
+    "get_device",
+    "requires_grad_",
+    "register_hook",
+    "register_post_accumulate_grad_hook",
+    "__len__",
+    "__hash__",
+    "retain_grad",
+    "type",
+]
 
 
 def _metadata() -> frozenset[Callable[..., Any]]:
@@ -53,7 +95,7 @@ class ShardedParameter(nn.Parameter):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip # noqa: ANN401
+    ) -> Any:  # fmt: skip
         kwargs = kwargs or {}
         if func not in METADATA:
             for arg in _arguments(args, kwargs):
@@ -63,7 +105,7 @@ class ShardedParameter(nn.Parameter):
             return func(*args, **kwargs)
 
     @property
-    def grad(self) -> torch.Tensor | None:  # type: ignore[override]
+    def grad(self) -> torch.Tensor | None:
         """The gradient in the store: the reduced tensor at stages 0 and 1, else a stand-in that refuses to be used."""
         return self._aliquot.gradient()
 
@@ -71,7 +113,7 @@ class ShardedParameter(nn.Parameter):
     def grad(self, value: torch.Tensor | None) -> None:
         self._aliquot.set_gradient(value)
 
-    def __repr__(self, **_: object) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return self._aliquot.description()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
@@ -97,15 +139,15 @@ class StoredGradient(torch.Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip # noqa: ANN401
+    ) -> Any:  # fmt: skip
         kwargs = kwargs or {}
         if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         place = next(arg._aliquot for arg in _arguments(args, kwargs) if isinstance(arg, StoredGradient))
-        place.refuse_gradient(func)
+        return place.refuse_gradient(func)
 
-    def __repr__(self, **_: object) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"gradient of {self._aliquot.description()}"
 
     @classmethod

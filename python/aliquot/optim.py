@@ -12,7 +12,7 @@ from torch import nn
 
 from aliquot import _core
 from aliquot._core import Error, InvalidArgument
-from aliquot.hooks import require_finished
+from aliquot.passes import require_finished
 from aliquot.sharded import Place, ShardedModel, drop_autograd_grads, sharded
 
 logger = logging.getLogger("aliquot")

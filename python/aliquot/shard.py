@@ -68,7 +68,9 @@ def _specs(plan: Plan) -> list[_core.UnitSpec]:
     return [
         _core.UnitSpec(
             name=group.name,
-            params=[_core.ParamSpec(name, param.numel()) for name, param in zip(group.names, group.params, strict=True)],
+            params=[
+                _core.ParamSpec(name, param.numel()) for name, param in zip(group.names, group.params, strict=True)
+            ],
             trainable=group.trainable,
             encloses_units=group.encloses_units,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
+import torch.utils.dlpack
 from torch import nn
 
 from aliquot import _core
@@ -16,7 +17,7 @@ from aliquot.units import Group, Plan
 from aliquot.world import World
 
 if TYPE_CHECKING:
-    from aliquot.hooks import Passes
+    from aliquot.passes import Passes
 
 
 @dataclass(eq=False)
@@ -31,7 +32,7 @@ class Place:
 
     @property
     def rank(self) -> int:
-        """This process's rank."""
+        """Of this process."""
         return self.model.world.rank
 
     @property
@@ -82,17 +83,21 @@ class Place:
         return f"<parameter '{self.name}' of shape {tuple(self.shape)}, {held}; aliquot.gathered(model) has its values>"
 
 
+_GRAD: Any = torch.Tensor.grad
+"""The attribute of plain tensors, under whatever a subclass defines."""
+
+
 def autograd_grads(params: list[nn.Parameter]) -> list[torch.Tensor | None]:
     """The gradients that autograd left on the tensors themselves, whatever class the parameters have now."""
     with torch._C.DisableTorchFunctionSubclass():
-        return [torch.Tensor.grad.__get__(param) for param in params]  # type: ignore[attr-defined]
+        return [_GRAD.__get__(param) for param in params]
 
 
 def drop_autograd_grads(params: list[nn.Parameter]) -> None:
     """Frees those gradients."""
     with torch._C.DisableTorchFunctionSubclass():
         for param in params:
-            torch.Tensor.grad.__set__(param, None)  # type: ignore[attr-defined]
+            _GRAD.__set__(param, None)
 
 
 @dataclass(eq=False)
@@ -159,7 +164,7 @@ class ShardedModel:
         if place.shape.numel() == 0:
             return torch.empty(place.shape)
         start = address + 4 * self.engine.offset(place.unit.index, place.index)
-        return torch.from_dlpack(_core.view(start, list(place.shape), self.engine))
+        return torch.utils.dlpack.from_dlpack(_core.view(start, list(place.shape), self.engine))
 
     def land(self, unit: Unit, address: int) -> None:
         """Points the unit's parameters to where it was gathered. Does nothing where they point there already."""

@@ -10,6 +10,8 @@ from datetime import timedelta
 from typing import Literal, get_args
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from aliquot import _core
 from aliquot._core import InvalidArgument
@@ -19,7 +21,7 @@ Transport = Literal["auto", "shared_memory", "process_group"]
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among the ranks."""
+    """The place of this process among the ranks."""
 
     rank: int
     world_size: int
@@ -61,7 +63,7 @@ def _join(transport: Transport, timeout: float) -> World:
     if world_size == 1 and not dist.is_initialized():
         return World(0, 1, "thread", _core.world_of_one())
     store, rank, world_size = _rendezvous(timeout)
-    store = dist.PrefixStore("aliquot", store)
+    store = PrefixStore("aliquot", store)
     if transport == "auto":
         transport = "shared_memory" if _one_host(store, rank, world_size) else "process_group"
     if transport == "shared_memory":
@@ -73,23 +75,24 @@ def _join(transport: Transport, timeout: float) -> World:
     return World(rank, world_size, transport, communicator)
 
 
-def _rendezvous(timeout: float) -> tuple[dist.Store, int, int]:
+def _rendezvous(timeout: float) -> tuple[Store, int, int]:
     if dist.is_initialized():
         return dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
-    return next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    return store, rank, world_size
 
 
-def _one_host(store: dist.Store, rank: int, world_size: int) -> bool:
+def _one_host(store: Store, rank: int, world_size: int) -> bool:
     store.set(f"host/{rank}", platform.node())
     return len({store.get(f"host/{other}") for other in range(world_size)}) == 1
 
 
-def _process_group(store: dist.Store, rank: int, world_size: int, timeout: float) -> _core.Communicator:
+def _process_group(store: Store, rank: int, world_size: int, timeout: float) -> _core.Communicator:
     from aliquot.process_group import ProcessGroup
 
     if not dist.is_initialized():
         dist.init_process_group(
-            "gloo", store=dist.PrefixStore("group", store), rank=rank, world_size=world_size,
+            "gloo", store=PrefixStore("group", store), rank=rank, world_size=world_size,
             timeout=timedelta(seconds=timeout),
         )  # fmt: skip
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))

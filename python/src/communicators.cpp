@@ -13,11 +13,10 @@ std::chrono::milliseconds milliseconds(double seconds) {
   return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
 }
 
-std::unique_ptr<Communicator> shared_memory(std::function<void(const std::string&, const py::bytes&)> set,
+std::unique_ptr<Communicator> shared_memory(std::function<void(const std::string&, const std::string&)> set,
                                             std::function<std::string(const std::string&)> get,
                                             const std::string& name, int rank, int world_size, double timeout) {
-  const KeyValueStore store{[&set](const std::string& key, const std::string& value) { set(key, py::bytes(value)); },
-                            std::move(get)};
+  const KeyValueStore store{std::move(set), std::move(get)};
   return make_shared_memory_communicator(store, name, rank, world_size, milliseconds(timeout));
 }
 

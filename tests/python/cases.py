@@ -54,12 +54,6 @@ def gated(model: nn.Module, turn: Turn) -> Tensor:
     return loss.detach()
 
 
-def gated_on_one_rank(model: nn.Module, turn: Turn) -> Tensor:
-    loss = square_loss(model, turn, gated=turn.rank == turn.step % 2)
-    loss.backward()
-    return loss.detach()
-
-
 def images(model: nn.Module, turn: Turn) -> Tensor:
     loss = functional.cross_entropy(model(turn.normal(BATCH, 1, 8, 8)), torch.arange(BATCH) % 3)
     loss.backward()
@@ -128,12 +122,6 @@ def retain_graph(model: nn.Module, turn: Turn) -> Tensor:
     return loss.detach()
 
 
-def two_forwards_one_backward(model: nn.Module, turn: Turn) -> Tensor:
-    loss = square_loss(model, turn, part=0) + square_loss(model, turn, part=1)
-    loss.backward()
-    return loss.detach()
-
-
 def two_forwards_two_backwards(model: nn.Module, turn: Turn) -> Tensor:
     losses = [square_loss(model, turn, part) for part in (0, 1)]
     for loss in losses:
@@ -176,7 +164,6 @@ CASES = {
     "never_used": Case(NeverUsed, plain),
     "blocks_in_some_steps": Case(Chain, partial(ordered, orders=[(0, 1, 2), (0, 2), (1,)])),
     "gradient_in_some_steps": Case(Gated, gated),
-    "gradient_on_some_ranks": Case(Gated, gated_on_one_rank),
     "out_of_order": Case(partial(Chain, depth=4), partial(ordered, orders=[(0, 1, 2, 3), (3, 1, 2, 0), (2, 3, 0, 1)])),
     "nested_units": Case(partial(Chain, 2, Nest), plain, units=(Nest, Block)),
     "two_towers": Case(Towers, plain),
@@ -193,7 +180,6 @@ CASES = {
     "evaluate_between": Case(Chain, evaluate_between),
     "evaluate_before_backward": Case(Chain, evaluate_before_backward),
     "retain_graph": Case(Chain, retain_graph),
-    "two_forwards_one_backward": Case(Chain, two_forwards_one_backward),
     "two_forwards_two_backwards": Case(Chain, two_forwards_two_backwards),
     "input_gradient": Case(Chain, input_gradient),
     "only_input_gradient": Case(Chain, only_input_gradient),

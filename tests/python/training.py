@@ -43,6 +43,7 @@ class Case:
     run: Callable[[nn.Module, Turn], Tensor]
     units: tuple[type[nn.Module], ...] | None = None
     stages: tuple[int, ...] = STAGES
+    slots: int = 2
 
 
 def built(case: Case) -> nn.Module:
@@ -54,7 +55,7 @@ def built(case: Case) -> nn.Module:
 class Sharded:
     def __init__(self, case: Case, stage: int, **adamw: Any) -> None:
         self.case = case
-        self.model: Any = aliquot.shard(built(case), stage=stage, units=case.units)
+        self.model: Any = aliquot.shard(built(case), stage=stage, units=case.units, slots=case.slots)
         self.optimizer = aliquot.AdamW(self.model, **{**ADAMW, "max_grad_norm": MAX_NORM, **adamw})
 
     def backward(self, rank: int, step: int) -> Tensor:
@@ -120,6 +121,15 @@ def assert_same_weights(actual: Mapping[str, Tensor], expected: Mapping[str, Ten
     assert list(actual) == list(expected)
     errors = {name: relative_error(actual[name], expected[name]) for name in expected}
     assert {name: error for name, error in errors.items() if not error <= tolerance} == {}
+
+
+def train_both(rank: int, case: Case, stage: int, world_size: int, steps: int) -> None:
+    """Trains the case both ways and compares what was seen, the parameters, and this rank's buffers."""
+    sharded, reference = Sharded(case, stage), Reference(case, world_size)
+    for step in range(steps):
+        seen, expected = sharded.step(rank, step), reference.step(step)[rank]
+        assert relative_error(seen, expected) < 1e-5, f"step {step}: {seen} instead of {expected}"
+    assert_same_weights(sharded.weights(), reference.weights(rank))
 
 
 def assert_same_bits(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -82,8 +82,8 @@ class Communicator {
   virtual PeerMemory share(std::size_t part_bytes);
   /// Publishes `value`: what this rank wrote before is visible to whoever sees it. `signal` lies in this rank's part.
   virtual void post(Signal& signal, std::uint32_t value);
-  /// Blocks the host until `ready()`; `ready` reads signals through `reached`. `what` completes the sentence
-  /// "rank 1 waited for ..." in an error.
+  /// Blocks the host until `ready()`; `ready` reads signals through `reached` and needs all that it reads, so that the
+  /// wait ends if the rank of one that is missing has left. `what` completes "rank 1 waited for ..." in an error.
   virtual void wait_until(const std::function<bool()>& ready, std::string_view what);
 
  protected:

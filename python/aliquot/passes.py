@@ -1,0 +1,184 @@
+"""Where a model is in its forward and backward, and which of the engine's verbs that calls for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from aliquot._core import Error
+from aliquot.sharded import ShardedModel, Unit, autograd_grads, drop_autograd_grads
+
+logger = logging.getLogger("aliquot")
+
+
+class Autograd(Protocol):
+    """What a pass needs of the autograd engine."""
+
+    def is_running(self) -> bool:
+        """Whether a backward is under way in this thread."""
+
+    def at_end(self, call: Callable[[], None]) -> None:
+        """Calls at the end of the backward that is under way, if it does not raise."""
+
+
+@dataclass(eq=False)
+class Passes:
+    """Where a model is: how deep in its forward, and whether in a backward."""
+
+    model: ShardedModel
+    autograd: Autograd
+    depth: int = 0
+    training: bool = False
+    """Whether this forward builds a graph."""
+    in_backward: bool = False
+    synchronize: bool = True
+    """Whether the backward reduces; no under no_sync."""
+    arrived: set[torch.Tensor] = field(default_factory=set)
+    """Parameters whose gradient came in this backward, of modules that are told by them."""
+
+    # Forward
+
+    def enter_forward(self, module: nn.Module) -> None:
+        """Before the forward of a module with units of its own, perhaps inside another such forward."""
+        if self.in_backward and not self.autograd.is_running():
+            self.give_up("the backward before did not finish; the gradients since the last zero_grad are given up")
+        if module is self.model.root and self.depth and not self.in_backward:
+            self.give_up("the forward before did not finish; the gradients since the last zero_grad are given up")
+        if self.depth == 0:
+            self.training = torch.is_grad_enabled()
+        self.depth += 1
+
+    def leave_forward(self) -> None:
+        """After it, also if it raised."""
+        self.depth = max(0, self.depth - 1)
+        if self.depth == 0 and not self.in_backward:
+            self.model.engine.finish_forward()
+
+    def gather(self, unit: Unit) -> None:
+        """Makes the unit's parameters usable for one call of a forward."""
+        if self.training and not self.in_backward and unit.trainable:
+            unit.expected += 1
+        self.model.land(unit, self.model.engine.pre_forward(unit.index))
+        if self.training:
+            self.model.engine.expect_backward(unit.index)
+        unit.open()
+
+    def give_back(self, unit: Unit) -> None:
+        """Undoes `gather`."""
+        if unit.open_count:
+            unit.close()
+            self.model.engine.post_forward(unit.index)
+
+    # Backward
+
+    def enter_backward(self) -> None:
+        """Before the first of our nodes of a backward."""
+        if not self.in_backward:
+            self.in_backward = True
+            self.autograd.at_end(self.finish_backward)
+
+    def pre_backward(self, units: list[Unit]) -> None:
+        """The gradient of a forward's output is there: what the forward saved is about to be used."""
+        self.enter_backward()
+        for unit in units:
+            if address := self.model.engine.pre_backward(unit.index):
+                self.model.land(unit, address)
+                unit.open()
+
+    def post_backward(self, units: list[Unit]) -> None:
+        """The gradients of a forward's inputs are there: what it saved has been used."""
+        self.enter_backward()
+        for unit in units:
+            last = unit.expected == 1
+            unit.expected = max(0, unit.expected - 1)
+            self._release(unit, autograd_grads(unit.params) if last and self.synchronize else [])
+
+    def _release(self, unit: Unit, grads: list[torch.Tensor | None]) -> None:
+        complete = bool(grads) and unit.trainable and all(grad is not None for grad in grads)
+        addresses, kept = _addresses(grads) if complete else ([], [])
+        if unit.open_count:
+            unit.close()
+        taken = self.model.engine.post_backward(unit.index, addresses)
+        del kept
+        if complete and taken:
+            drop_autograd_grads(unit.params)
+
+    def finish_backward(self) -> None:
+        """At the end of the outermost backward: reduces what is left, and what no hook saw."""
+        left = [(unit, autograd_grads(unit.params)) for unit in self.model.units]
+        left = [(unit, grads) for unit, grads in left if any(grad is not None for grad in grads)]
+        _refuse_frozen(left)
+        if self.synchronize:
+            self.reduce(left)
+        else:
+            self.model.engine.leave_backward()
+            self.model.unreduced = bool(left) or self.model.unreduced
+        self._close_all()
+        self.in_backward = False
+
+    def reduce(self, left: list[tuple[Unit, list[torch.Tensor | None]]]) -> None:
+        """Ends the micro-step with the gradients that are still on the tensors."""
+        packed = [(unit.index, *_addresses(grads)) for unit, grads in left]
+        self.model.engine.finish_backward([(index, addresses) for index, addresses, _ in packed])
+        for unit, _ in left:
+            drop_autograd_grads(unit.params)
+        self.model.unreduced = False
+
+    def _close_all(self) -> None:
+        self.arrived.clear()
+        for unit in self.model.units:
+            unit.open_count = 0
+            unit.close()
+
+    def give_up(self, why: str) -> None:
+        """Puts everything back after a pass that did not finish."""
+        logger.warning("rank %d: %s", self.model.world.rank, why)
+        self.model.engine.reset()
+        for unit in self.model.units:
+            unit.expected = 0
+            drop_autograd_grads(unit.params)
+        self._close_all()
+        self.depth = 0
+        self.in_backward = False
+        self.model.unreduced = False
+
+
+def _addresses(grads: list[torch.Tensor | None]) -> tuple[list[int], list[torch.Tensor | None]]:
+    """Addresses of contiguous fp32 gradients, 0 for none, and the tensors that must live as long."""
+    kept = [None if grad is None else grad.detach().to_dense().to(torch.float32).contiguous() for grad in grads]
+    return [0 if grad is None else grad.data_ptr() for grad in kept], kept
+
+
+def _refuse_frozen(left: list[tuple[Unit, list[torch.Tensor | None]]]) -> None:
+    for unit, grads in left:
+        if not unit.trainable:
+            name = next(place.name for place, grad in zip(unit.places, grads, strict=True) if grad is not None)
+            raise Error(
+                f"{name} was frozen when the model was sharded and has a gradient now: it has no place for one. Set "
+                "requires_grad before aliquot.shard"
+            )
+
+
+@contextmanager
+def unsynchronized(passes: Passes) -> Iterator[None]:
+    """Backwards inside leave their gradients unreduced, on the tensors."""
+    before, passes.synchronize = passes.synchronize, False
+    try:
+        yield
+    finally:
+        passes.synchronize = before
+
+
+def require_finished(passes: Passes) -> None:
+    """Refuses to go on behind a backward that raised."""
+    if passes.in_backward:
+        raise Error(
+            f"rank {passes.model.world.rank}: the last backward did not finish, so gradients are missing. Call "
+            "aliquot.reset_step(model) on every rank and repeat the step"
+        )

@@ -1,0 +1,133 @@
+#include "aliquot/shard_store.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+
+#include "aliquot/error.h"
+#include "toy_units.h"
+#include "worlds.h"
+
+namespace aliquot {
+namespace {
+
+using ::testing::HasSubstr;
+using namespace testing;  // NOLINT(google-build-using-namespace)
+
+constexpr std::size_t frozen = 2;  // of toy_units
+
+class Stores : public ::testing::TestWithParam<std::tuple<Transport, int>> {
+ protected:
+  Stage stage() const { return Stage(std::get<1>(GetParam())); }
+
+  void run(const std::function<void(Communicator&, ShardStore&)>& body) const {
+    run_world(std::get<0>(GetParam()), 3, [&](Communicator& communicator) {
+      ShardStore store(toy_units(), stage(), communicator, host_memory());
+      body(communicator, store);
+      communicator.barrier({"end", ""});
+    });
+  }
+};
+
+void for_each_block(const ShardStore& store, const std::function<void(std::size_t unit, Role role)>& body) {
+  for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
+    for (const Role role : all_roles) {
+      if (store.holds(unit, role)) body(unit, role);
+    }
+  }
+}
+
+TEST_P(Stores, BlocksAreZeroedAndAsLongAsTheStageSays) {
+  run([&](Communicator& communicator, const ShardStore& store) {
+    const std::array sharded = {stage().shards_parameters(), stage().shards_gradients(), stage().shards_states(),
+                                stage().shards_states()};
+    for_each_block(store, [&](std::size_t unit, Role role) {
+      const Layout& layout = store.layout(unit);
+      const bool shard = sharded[static_cast<std::size_t>(role)];
+      const Range held = shard ? layout.shard(communicator.rank()) : Range{0, layout.numel()};
+      require(store.block(unit, role).size() == held.size(), "another length");
+      require(store.held_range(unit, role) == held, "another range");
+      require(std::ranges::count(store.block(unit, role), 0.0F) == static_cast<std::ptrdiff_t>(held.size()),
+              "a new block should be zeros");
+    });
+  });
+}
+
+TEST_P(Stores, OwnAndHeldPartLieInTheBlock) {
+  run([&](Communicator& communicator, const ShardStore& store) {
+    for_each_block(store, [&](std::size_t unit, Role role) {
+      const Range shard = store.layout(unit).shard(communicator.rank());
+      const Range held = store.held_range(unit, role);
+      const float* block = store.block(unit, role).data();
+      require(store.own(unit, role).size() == shard.size(), "own is one shard");
+      require(store.own(unit, role).data() == block + (shard.begin - held.begin), "own lies elsewhere");
+      const std::span<float> part = store.held_part(unit, role, {shard.begin, shard.end + 1000});
+      require(part.size() <= held.end - shard.begin, "a part beyond what is held");
+      require(part.empty() || part.data() == store.own(unit, role).data(), "held_part lies elsewhere");
+      require(store.held_part(unit, role, {held.end, held.end + 5}).empty(), "nothing is held behind the end");
+    });
+  });
+}
+
+TEST_P(Stores, BytesAddUp) {
+  run([&](Communicator&, const ShardStore& store) {
+    std::map<std::string_view, std::size_t> expected{{"param", 0}, {"grad", 0}, {"exp_avg", 0}, {"exp_avg_sq", 0}};
+    for_each_block(store, [&](std::size_t unit, Role role) {
+      expected[name_of(role)] += store.block(unit, role).size_bytes();
+    });
+    require(store.bytes() == expected, "bytes() is not the sum of the blocks");
+    require(expected["exp_avg"] == expected["exp_avg_sq"], "the moments are alike");
+  });
+}
+
+TEST_P(Stores, AUnitThatDoesNotTrainHasParametersOnly) {
+  run([&](Communicator&, const ShardStore& store) {
+    require(store.holds(frozen, Role::param), "its parameters are held");
+    for (const Role role : {Role::grad, Role::exp_avg, Role::exp_avg_sq}) {
+      require(!store.holds(frozen, role), "it should hold no " + std::string(name_of(role)));
+      const std::string message = message_of([&] { store.block(frozen, role); });
+      require(message.find("'table' does not train") != std::string::npos, "got: " + message);
+    }
+  });
+}
+
+TEST_P(Stores, PeersReadWhatOwnersWroteWhereTheTransportIsOneSided) {
+  run([&](Communicator& communicator, const ShardStore& store) {
+    if (!communicator.one_sided()) return;
+    const auto written = [](std::size_t unit, int rank) { return numbers({unit, static_cast<std::size_t>(rank)}, 1)[0]; };
+    for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
+      std::ranges::fill(store.own(unit, Role::param), written(unit, communicator.rank()));
+    }
+    communicator.barrier({"written", ""});
+    for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
+      for (int owner = 0; owner < communicator.world_size(); ++owner) {
+        const Range range = store.layout(unit).shard(owner);
+        const std::vector<float> expected(range.size(), written(unit, owner));
+        require(same_bits(store.peer(unit, Role::param, owner), expected), "another rank's shard");
+        if (!stage().shards_parameters()) continue;
+        require(same_bits(store.mapped(unit).subspan(range.begin, range.size()), expected), "the mapping differs");
+      }
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(ShardStore, Stores,
+                         ::testing::Combine(::testing::Values(Transport::one_sided_threads, Transport::two_sided_threads,
+                                                              Transport::processes),
+                                            ::testing::Range(0, 4)),
+                         [](const auto& with) {
+                           return name_of(std::get<0>(with.param)) + "_stage_" + std::to_string(std::get<1>(with.param));
+                         });
+
+TEST(ShardStore, RefusesTypesThatThisVersionDoesNotTrain) {
+  const auto communicators = make_thread_communicators(1);
+  const UnitSpec unit{.name = "blocks.4", .params = {{"weight", 8}}, .dtype = DType::bf16};
+  EXPECT_THROW(ShardStore({unit}, Stage(3), *communicators[0], host_memory()), InvalidArgument);
+  EXPECT_THAT(message_of([&] { ShardStore({unit}, Stage(3), *communicators[0], host_memory()); }),
+              AllOf(HasSubstr("blocks.4"), HasSubstr("bf16"), HasSubstr("model.float()")));
+}
+
+}  // namespace
+}  // namespace aliquot
