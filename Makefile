@@ -91,8 +91,8 @@ clean:
 	@tools/ensure.sh "echo '#include <benchmark/benchmark.h>' | c++ -x c++ -E -" libbenchmark-dev
 	@touch $@
 
-.cache/lint_build: .venv/build .cache/test_libraries $(shell find . -name CMakeLists.txt -not -path './build/*') \
-  CMakePresets.json VERSION $(wildcard cmake/*.cmake)
+.cache/lint_build: .venv/build .cache/test_libraries CMakePresets.json VERSION \
+  $(wildcard CMakeLists.txt */CMakeLists.txt cmake/*.cmake)
 	@cmake --preset lint --log-level=WARNING
 	@touch $@
 

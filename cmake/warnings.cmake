@@ -1,6 +1,9 @@
 # aliquot_set_warnings(target): what every C++ file of this project compiles without.
 function(aliquot_set_warnings target)
   set(warnings -Wall -Wextra -Wpedantic -Wconversion -Wnon-virtual-dtor -Woverloaded-virtual)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    list(APPEND warnings -Wno-restrict)  # false where a literal is put before a std::string (GCC bug 105651)
+  endif()
   if(ALIQUOT_WERROR)
     list(APPEND warnings -Werror)
   endif()

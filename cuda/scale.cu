@@ -5,7 +5,7 @@
 namespace aliquot::cuda {
 namespace {
 
-/// Four elements a thread and step, since 16-byte accesses reach the memory's rate; the first threads take what is left.
+/// Four elements a thread and step: 16-byte accesses reach the memory's rate. The first threads take what is left.
 __global__ void scale_kernel(float* data, std::size_t count, const float* factor) {
   const float f = *factor;
   const std::size_t first = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x;

@@ -5,7 +5,6 @@
 #include <getopt.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -18,11 +17,14 @@
 
 #include "aliquot/communicator.h"
 #include "tests/cpp/ranks.h"
+#include "timing.h"
 
 namespace aliquot {
 namespace {
 
-using testing::require;
+using bench::median;
+using bench::timed;
+using test::require;
 
 struct Options {
   int ranks = 2;
@@ -142,25 +144,6 @@ struct Row {
   double memcpy_seconds;
 };
 
-/// The slowest rank's time.
-template <typename Body>
-double timed(Communicator& communicator, const Body& body) {
-  communicator.barrier({"start", ""});
-  const auto begin = std::chrono::steady_clock::now();
-  body();
-  const double mine = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  std::vector<double> all(static_cast<std::size_t>(communicator.world_size()));
-  communicator.all_gather({"time", ""}, std::as_bytes(std::span(&mine, 1)),
-                          std::as_writable_bytes(std::span(all)).data());
-  return *std::max_element(all.begin(), all.end());
-}
-
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
 Row measure(Communicator& communicator, const Case& made, std::size_t bytes, int iterations) {
   Arrays arrays(communicator, bytes);
   (arrays.*made.run)();
@@ -226,14 +209,10 @@ void run_rank(Communicator& communicator, const Options& options) {
 
 int run(const Options& options) {
   const auto body = [&](Communicator& communicator) { run_rank(communicator, options); };
+  const std::chrono::hours hour(1);
   const auto outcomes =
-      options.threads ? testing::run_threads(options.ranks, body) : testing::run_processes(options.ranks, body);
-  for (const auto& outcome : outcomes) {
-    if (!outcome.message.empty()) std::cerr << outcome.message << '\n';
-  }
-  return std::all_of(outcomes.begin(), outcomes.end(), [](const auto& o) { return o.message.empty() && !o.signal; })
-             ? 0
-             : 1;
+      options.threads ? test::run_threads(options.ranks, body, hour) : test::run_processes(options.ranks, body, hour);
+  return bench::exit_status(outcomes);
 }
 
 }  // namespace

@@ -61,6 +61,8 @@ void Engine::spread(Role role) {
     if (!store_.holds(unit, Role::grad) || (role == Role::grad && reducer_.empty(unit))) continue;
     gatherer_.fetch(unit, role, store_.block(unit, role).data());
   }
+  // Whole blocks are the caller's to write from here on: not while a peer still copies from this one.
+  communicator_.barrier({"spread", name_of(role)});
 }
 
 void Engine::set_groups(Grouping grouping) { optimizer_.emplace(store_, std::move(grouping)); }

@@ -1,5 +1,6 @@
 #include "aliquot/gatherer.h"
 
+#include <algorithm>
 #include <string>
 
 #include "aliquot/kernels.h"
@@ -57,9 +58,14 @@ void Gatherer::fill(std::size_t unit, float* slot) {
   slots_.filled(unit, version_);
 }
 
+// A slot is filled for the first unit that needs it; a later one would drive that out unused.
 void Gatherer::gather_ahead(std::size_t unit, Pass pass) {
+  std::vector<const float*> spoken_for;
   for (const std::size_t next : (pass == Pass::forward ? forward_ : backward_).acquired(unit)) {
-    if (float* slot = slots_.home(next); slot != nullptr && slots_.free_for(next)) fill(next, slot);
+    float* slot = slots_.home(next);
+    if (slot == nullptr || std::ranges::find(spoken_for, slot) != spoken_for.end()) continue;
+    spoken_for.push_back(slot);
+    if (slots_.free_for(next)) fill(next, slot);
   }
 }
 

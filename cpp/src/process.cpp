@@ -53,7 +53,7 @@ ProcessIdentity ProcessIdentity::from_text(const std::string& text) {
 }
 
 Process::Process(pid_t pid) : pid_(pid), descriptor_(static_cast<int>(syscall(SYS_pidfd_open, pid, 0))) {
-  if (descriptor_ < 0) {
+  if (descriptor_ < 0 && errno != ESRCH) {
     throw CommunicatorError("cannot watch process " + std::to_string(pid) +
                             ": pidfd_open (Linux 5.3 or later): " + std::strerror(errno));
   }
@@ -63,9 +63,10 @@ Process::~Process() {
   if (descriptor_ >= 0) close(descriptor_);
 }
 
-bool Process::ended() const noexcept {
+bool Process::ended(std::chrono::milliseconds patience) const noexcept {
+  if (descriptor_ < 0) return true;
   pollfd watched{.fd = descriptor_, .events = POLLIN, .revents = 0};
-  return poll(&watched, 1, 0) == 1;
+  return poll(&watched, 1, static_cast<int>(patience.count())) == 1;
 }
 
 }  // namespace aliquot

@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <string>
 
 namespace aliquot {
@@ -25,15 +26,15 @@ struct ProcessIdentity {
 /// A process, watched. Does not confuse it with a later one of the same number.
 class Process {
  public:
-  /// \throws CommunicatorError if there is no such process
+  /// One that is no more counts as ended. \throws CommunicatorError if processes can't be watched here
   explicit Process(pid_t pid);
   Process(Process&& other) noexcept : pid_(other.pid_), descriptor_(other.descriptor_) { other.descriptor_ = -1; }
   Process& operator=(Process&&) = delete;
   ~Process();
 
   pid_t pid() const noexcept { return pid_; }
-  /// True once it has ended, even if its parent has not yet reaped it.
-  bool ended() const noexcept;
+  /// True once it has ended, even if its parent has not yet reaped it; waits up to `patience` for that.
+  bool ended(std::chrono::milliseconds patience = {}) const noexcept;
 
  private:
   pid_t pid_;

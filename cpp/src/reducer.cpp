@@ -28,13 +28,22 @@ Reducer::Reducer(ShardStore& store, Communicator& communicator, MemoryResource& 
 
 Reducer::~Reducer() = default;
 
+void Reducer::require_takeable(std::size_t unit, const Gradients& gradients) const {
+  const std::string named = "gradients of unit '" + store_.layout(unit).unit().name + "'";
+  if (!store_.holds(unit, Role::grad)) throw InvalidArgument(named + ": the unit does not train; give it none");
+  if (gradients.size() != units_[unit].present.size()) {
+    throw InvalidArgument(named + ": " + std::to_string(gradients.size()) + " for " +
+                          std::to_string(units_[unit].present.size()) + " parameters; give null where there is none");
+  }
+  if (units_[unit].offered) {
+    throw InvalidArgument(named + " came after it was reduced in this backward: a parameter of it is used outside the "
+                          "unit. Put both uses into one unit with units=");
+  }
+}
+
 bool Reducer::offer(std::size_t unit, const Gradients& gradients) {
   const Stopwatch stopwatch(statistics_.seconds);
-  if (units_.at(unit).offered) {
-    throw InvalidArgument("gradients of unit '" + store_.layout(unit).unit().name +
-                          "' came after it was reduced in this backward: a parameter of it is used outside the unit. "
-                          "Put both uses into one unit with units=");
-  }
+  require_takeable(unit, gradients);
   if (outboxes_) return offer_one_sided(unit, gradients);
   reduce_two_sided(unit, gradients);
   return true;
@@ -42,6 +51,7 @@ bool Reducer::offer(std::size_t unit, const Gradients& gradients) {
 
 void Reducer::finish(const Left& left) {
   const Stopwatch stopwatch(statistics_.seconds);
+  for (const auto& [unit, gradients] : left) require_takeable(unit, gradients);
   if (outboxes_) {
     finish_one_sided(left);
   } else {

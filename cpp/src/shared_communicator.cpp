@@ -22,8 +22,10 @@ SharedCommunicator::SharedCommunicator(std::string_view name, std::shared_ptr<Sh
   waiter_.know({std::shared_ptr<std::byte>(control_, world_.parts()), SharedWorld::part_bytes(world_size)});
 }
 
+SharedCommunicator::~SharedCommunicator() { SharedCommunicator::leave(); }
+
 // A process forked off a rank inherits the object, but is not the rank.
-SharedCommunicator::~SharedCommunicator() {
+void SharedCommunicator::leave() noexcept {
   if (getpid() != creator_) return;
   std::atomic_ref(world_.state(rank()).left).store(1, std::memory_order_release);
   world_.doorbell().ring();
@@ -81,6 +83,7 @@ std::shared_ptr<SharedMemory> SharedCommunicator::map_or_abort(
   try {
     return map();
   } catch (const Error& error) {
+    waiter_.rule_out_death(0, [] { return std::string("its shared memory"); });
     abort(error.what());
     throw;
   }

@@ -38,6 +38,7 @@ class SharedCommunicator final : public Communicator {
   void barrier(const Tag& tag) override;
 
   void abort(std::string_view reason) noexcept override;
+  void leave() noexcept override;
 
   PeerMemory share(std::size_t part_bytes) override;
   void post(Signal& signal, std::uint32_t value) override;

@@ -38,10 +38,20 @@ std::vector<ProcessIdentity> exchange_identities(const KeyValueStore& store, con
   return identities;
 }
 
+std::shared_ptr<SharedMemory> open_memory(pid_t creator, int file, std::size_t bytes) {
+  try {
+    return SharedMemory::open(creator, file, bytes);
+  } catch (const CommunicatorError& error) {
+    if (Process(creator).ended(std::chrono::seconds(1)))
+      throw PeerLost(0, std::string("rank 0 is gone: ") + error.what());
+    throw;
+  }
+}
+
 std::shared_ptr<SharedMemory> exchange_memory(const KeyValueStore& store, const std::string& name, int rank,
                                               pid_t creator, std::size_t bytes) {
   const std::string key = name + "/memory";
-  if (rank != 0) return SharedMemory::open(creator, std::stoi(store.get(key)), bytes);
+  if (rank != 0) return open_memory(creator, std::stoi(store.get(key)), bytes);
   auto memory = SharedMemory::create(bytes);
   store.set(key, std::to_string(memory->file()));
   return memory;

@@ -16,6 +16,8 @@ namespace {
 constexpr std::chrono::milliseconds slice(100);
 // Longer than most partners are late, shorter than a sleep and a wake-up cost.
 constexpr std::chrono::microseconds spin_time(20);
+// A killed process closes its files some time before it is seen to have ended.
+constexpr std::chrono::milliseconds dying_time(1000);
 
 void pause() {
 #if defined(__x86_64__)
@@ -124,6 +126,11 @@ void Waiter::check_interrupt(const Sentence& what) {
     fail(-1, "rank " + std::to_string(rank_) + " was interrupted while it waited for " + what());
     throw;
   }
+}
+
+void Waiter::rule_out_death(int peer, const Sentence& what) {
+  const auto& process = peers_[static_cast<std::size_t>(peer)];
+  if (process && process->ended(dying_time)) ready_or_lost([] { return false; }, what);
 }
 
 void Waiter::fail(int lost, std::string_view text) noexcept {

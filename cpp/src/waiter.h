@@ -31,6 +31,8 @@ class Waiter {
   /// Signals in `memory` tell whom a wait is for.
   void know(const PeerMemory& memory);
   void wait(const std::function<bool()>& ready, const Sentence& what);
+  /// Throws PeerLost if `peer` turns out to be dying: for errors that would be its death's first sign.
+  void rule_out_death(int peer, const Sentence& what);
   /// Throws what has ended the world, if anything has.
   void require_intact() const { world_.failure().raise(); }
   /// Ends the world with an error: PeerLost where `lost` is a rank.

@@ -155,7 +155,7 @@ class ShardedModel:
             place = Place(self, unit, index, name, param.shape)
             unit.places.append(place)
             param.grad = None
-            param.data = torch.full((1,), torch.nan).expand(param.shape)
+            param.data = torch.full((), torch.nan).expand(param.shape)
             param.__dict__["_aliquot"] = place
             param.__class__ = ShardedParameter
 

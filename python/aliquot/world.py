@@ -53,9 +53,9 @@ def init(transport: Transport = "auto", timeout: float = 600.0) -> World:
 
 
 def _leave() -> None:
-    """Drops the communicator while the interpreter is whole, so that peers see this rank end in good order."""
-    global _world
-    _world = None
+    """Lets peers see that this rank ends in good order, and not that it was killed."""
+    if _world is not None:
+        _world.communicator.leave()
 
 
 def _join(transport: Transport, timeout: float) -> World:

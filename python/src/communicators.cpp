@@ -55,6 +55,7 @@ void register_communicators(py::module_& module) {
              return py::bytes(whole);
            },
            py::arg("what"), py::arg("mine"), "Every rank's bytes, of one length, joined in rank order.")
+      .def("leave", &Communicator::leave, "Says that this rank is done. No call comes after it.")
       .def("abort", [](Communicator& self, const std::string& reason) { self.abort(reason); }, py::arg("reason"));
 
   module.def("world_of_one", [] { return std::move(make_thread_communicators(1).front()); },

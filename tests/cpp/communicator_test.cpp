@@ -15,7 +15,7 @@
 namespace aliquot {
 namespace {
 
-using namespace testing;  // NOLINT(google-build-using-namespace)
+using namespace test;  // NOLINT(google-build-using-namespace)
 
 using Floats = std::vector<float>;
 

@@ -10,7 +10,7 @@
 
 #include "ranks.h"
 
-namespace aliquot::testing {
+namespace aliquot::test {
 
 enum class Ranks { threads, processes };
 
@@ -52,4 +52,4 @@ void rethrow_as_text(const std::function<void()>& call) {
   throw std::runtime_error(error_of<Kind>(call));
 }
 
-}  // namespace aliquot::testing
+}  // namespace aliquot::test

@@ -12,8 +12,8 @@
 namespace aliquot {
 namespace {
 
+using test::message_of;
 using ::testing::HasSubstr;
-using testing::message_of;
 
 UnitSpec unit_of(const std::vector<std::size_t>& numels) {
   UnitSpec unit{.name = "blocks.0", .params = {}};
@@ -22,9 +22,10 @@ UnitSpec unit_of(const std::vector<std::size_t>& numels) {
 }
 
 const std::vector<std::vector<std::size_t>> shapes = {
-    {}, {0}, {1}, {0, 0, 1, 0}, {2, 3, 5, 7, 11, 13}, {16}, {17}, {15, 16, 17}, {1021}, {4099, 1, 0, 64}, {1, 1, 1, 1, 1}};
+    {},   {0},          {1},    {0, 0, 1, 0},     {2, 3, 5, 7, 11, 13}, {16},
+    {17}, {15, 16, 17}, {1021}, {4099, 1, 0, 64}, {1, 1, 1, 1, 1}};
 
-class Worlds : public ::testing::TestWithParam<int> {
+class LayoutWorlds : public ::testing::TestWithParam<int> {
  protected:
   std::vector<Layout> layouts() const {
     std::vector<Layout> made;
@@ -33,7 +34,7 @@ class Worlds : public ::testing::TestWithParam<int> {
   }
 };
 
-TEST_P(Worlds, ShardsOfAllRanksPartitionTheUnit) {
+TEST_P(LayoutWorlds, ShardsOfAllRanksPartitionTheUnit) {
   for (const Layout& layout : layouts()) {
     std::size_t end = 0;
     for (int rank = 0; rank < GetParam(); ++rank) {
@@ -46,7 +47,7 @@ TEST_P(Worlds, ShardsOfAllRanksPartitionTheUnit) {
   }
 }
 
-TEST_P(Worlds, ShardsAndParametersBeginAligned) {
+TEST_P(LayoutWorlds, ShardsAndParametersBeginAligned) {
   for (const Layout& layout : layouts()) {
     EXPECT_EQ(layout.shard_numel() % Layout::alignment, 0u);
     for (std::size_t param = 0; param < layout.unit().params.size(); ++param) {
@@ -57,7 +58,7 @@ TEST_P(Worlds, ShardsAndParametersBeginAligned) {
   }
 }
 
-TEST_P(Worlds, SegmentsOfTheShardsCoverEachParameterOnceAndNoPadding) {
+TEST_P(LayoutWorlds, SegmentsOfTheShardsCoverEachParameterOnceAndNoPadding) {
   for (const Layout& layout : layouts()) {
     std::vector<int> owner_of(layout.numel(), -1);
     for (int rank = 0; rank < GetParam(); ++rank) {
@@ -78,7 +79,7 @@ TEST_P(Worlds, SegmentsOfTheShardsCoverEachParameterOnceAndNoPadding) {
   }
 }
 
-TEST_P(Worlds, PaddingIsAtMostALinePerParameterAndPerRank) {
+TEST_P(LayoutWorlds, PaddingIsAtMostALinePerParameterAndPerRank) {
   for (const Layout& layout : layouts()) {
     std::size_t elements = 0;
     for (const ParamSpec& param : layout.unit().params) elements += param.numel;
@@ -87,7 +88,7 @@ TEST_P(Worlds, PaddingIsAtMostALinePerParameterAndPerRank) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Layout, Worlds, ::testing::Range(1, 10));
+INSTANTIATE_TEST_SUITE_P(Partition, LayoutWorlds, ::testing::Range(1, 10));
 
 TEST(Layout, SegmentsOfAnyRangeAreCutToIt) {
   const Layout layout(unit_of({20, 3, 0, 5}), 1);  // at 0, 32, 48 and 48

@@ -20,7 +20,7 @@
 #include "aliquot/communicator.h"
 #include "aliquot/transports.h"
 
-namespace aliquot::testing {
+namespace aliquot::test {
 
 /// Long enough never to pass in a test that is right, even under a sanitizer.
 inline constexpr std::chrono::seconds patience(60);
@@ -87,7 +87,7 @@ inline std::string message_of(const std::function<void()>& body) {
   }
 }
 
-/// A forked process that runs `body` and tells how that ended. SIGALRM kills it after 2 x patience.
+/// A forked process that runs `body` and tells how that ended.
 class Child {
  public:
   explicit Child(const std::function<void()>& body) {
@@ -116,7 +116,6 @@ class Child {
 
  private:
   [[noreturn]] static void live(int report, const std::function<void()>& body) {
-    alarm(static_cast<unsigned>(2 * patience.count()));
     const std::string message = message_of(body);
     const bool told = ::write(report, message.data(), message.size()) == static_cast<ssize_t>(message.size());
     _exit(told && message.empty() ? 0 : 1);
@@ -154,11 +153,13 @@ inline std::vector<Outcome> run_processes(int world_size, const ProcessBody& bod
   return outcomes;
 }
 
+/// With a communicator each. SIGALRM ends what hangs in spite of its timeout.
 inline std::vector<Outcome> run_processes(int world_size, const RankBody& body,
                                           std::chrono::milliseconds timeout = patience) {
   return run_processes(world_size, [&](const KeyValueStore& store, int rank) {
+    alarm(static_cast<unsigned>(std::chrono::ceil<std::chrono::seconds>(timeout + patience).count()));
     body(*make_shared_memory_communicator(store, "test", rank, world_size, timeout));
   });
 }
 
-}  // namespace aliquot::testing
+}  // namespace aliquot::test

@@ -14,7 +14,7 @@ namespace aliquot {
 namespace {
 
 using ::testing::HasSubstr;
-using namespace testing;  // NOLINT(google-build-using-namespace)
+using namespace test;  // NOLINT(google-build-using-namespace)
 
 constexpr std::size_t frozen = 2;  // of toy_units
 
@@ -74,9 +74,8 @@ TEST_P(Stores, OwnAndHeldPartLieInTheBlock) {
 TEST_P(Stores, BytesAddUp) {
   run([&](Communicator&, const ShardStore& store) {
     std::map<std::string_view, std::size_t> expected{{"param", 0}, {"grad", 0}, {"exp_avg", 0}, {"exp_avg_sq", 0}};
-    for_each_block(store, [&](std::size_t unit, Role role) {
-      expected[name_of(role)] += store.block(unit, role).size_bytes();
-    });
+    for_each_block(
+        store, [&](std::size_t unit, Role role) { expected[name_of(role)] += store.block(unit, role).size_bytes(); });
     require(store.bytes() == expected, "bytes() is not the sum of the blocks");
     require(expected["exp_avg"] == expected["exp_avg_sq"], "the moments are alike");
   });
@@ -96,7 +95,9 @@ TEST_P(Stores, AUnitThatDoesNotTrainHasParametersOnly) {
 TEST_P(Stores, PeersReadWhatOwnersWroteWhereTheTransportIsOneSided) {
   run([&](Communicator& communicator, const ShardStore& store) {
     if (!communicator.one_sided()) return;
-    const auto written = [](std::size_t unit, int rank) { return numbers({unit, static_cast<std::size_t>(rank)}, 1)[0]; };
+    const auto written = [](std::size_t unit, int rank) {
+      return numbers({unit, static_cast<std::size_t>(rank)}, 1)[0];
+    };
     for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
       std::ranges::fill(store.own(unit, Role::param), written(unit, communicator.rank()));
     }
@@ -114,11 +115,12 @@ TEST_P(Stores, PeersReadWhatOwnersWroteWhereTheTransportIsOneSided) {
 }
 
 INSTANTIATE_TEST_SUITE_P(ShardStore, Stores,
-                         ::testing::Combine(::testing::Values(Transport::one_sided_threads, Transport::two_sided_threads,
-                                                              Transport::processes),
+                         ::testing::Combine(::testing::Values(Transport::one_sided_threads,
+                                                              Transport::two_sided_threads, Transport::processes),
                                             ::testing::Range(0, 4)),
                          [](const auto& with) {
-                           return name_of(std::get<0>(with.param)) + "_stage_" + std::to_string(std::get<1>(with.param));
+                           return name_of(std::get<0>(with.param)) + "_stage_" +
+                                  std::to_string(std::get<1>(with.param));
                          });
 
 TEST(ShardStore, RefusesTypesThatThisVersionDoesNotTrain) {

@@ -13,8 +13,8 @@
 namespace aliquot {
 namespace {
 
+using test::message_of;
 using ::testing::HasSubstr;
-using testing::message_of;
 using Home = Slots::Home;
 
 // Units a, b, c and d of different sizes; "root" encloses them.
@@ -24,8 +24,8 @@ class SlotsTest : public ::testing::Test {
 
   SlotsTest() {
     for (const std::size_t numel : {64u, 128u, 32u, 128u}) {
-      layouts_.emplace_back(UnitSpec{.name = std::string(1, static_cast<char>('a' + layouts_.size())),
-                                     .params = {{"weight", numel}}}, 1);
+      layouts_.emplace_back(
+          UnitSpec{.name = std::string(1, static_cast<char>('a' + layouts_.size())), .params = {{"weight", numel}}}, 1);
     }
     layouts_.emplace_back(UnitSpec{.name = "root", .params = {{"bias", 16}}, .encloses_units = true}, 1);
   }

@@ -12,7 +12,7 @@
 #include "aliquot/parameters.h"
 #include "aliquot/reducer.h"
 
-namespace aliquot::testing {
+namespace aliquot::test {
 
 /// Parameters of 0, 1, a prime number of elements, and fewer than there are ranks; a unit that does not train; a unit
 /// without elements; one that encloses the others.
@@ -59,4 +59,4 @@ class UnitGradients {
   Gradients pointers_;
 };
 
-}  // namespace aliquot::testing
+}  // namespace aliquot::test

@@ -2,52 +2,12 @@
 /// The worlds that the core is tested in: every kind of transport, with ranks as threads or as processes.
 #pragma once
 
-#include <gtest/gtest.h>
-
 #include <string>
-#include <vector>
 
-#include "ranks.h"
+#include "outcomes.h"
+#include "two_sided.h"
 
-namespace aliquot::testing {
-
-/// A transport with its one-sided half hidden: what the core sees of NCCL or of a process group.
-class TwoSided final : public Communicator {
- public:
-  explicit TwoSided(Communicator& inner)
-      : Communicator(inner.rank(), inner.world_size(), inner.timeout()), inner_(inner) {}
-
-  std::string_view name() const noexcept override { return "two_sided"; }
-  bool one_sided() const noexcept override { return false; }
-
-  void all_gather(const Tag& tag, std::span<const std::byte> part, std::byte* whole, Stream stream) override {
-    inner_.all_gather(tag, part, whole, stream);
-  }
-  void reduce_scatter(const Tag& tag, const float* whole, std::span<float> part, Stream stream) override {
-    inner_.reduce_scatter(tag, whole, part, stream);
-  }
-  void all_reduce(const Tag& tag, std::span<float> data, Stream stream) override {
-    inner_.all_reduce(tag, data, stream);
-  }
-  void broadcast(const Tag& tag, std::span<std::byte> data, int root, Stream stream) override {
-    inner_.broadcast(tag, data, root, stream);
-  }
-  void all_to_all(const Tag& tag, const std::byte* input, std::byte* output, std::size_t piece_bytes,
-                  Stream stream) override {
-    inner_.all_to_all(tag, input, output, piece_bytes, stream);
-  }
-  void send(const Tag& tag, std::span<const std::byte> data, int to, Stream stream) override {
-    inner_.send(tag, data, to, stream);
-  }
-  void receive(const Tag& tag, std::span<std::byte> data, int from, Stream stream) override {
-    inner_.receive(tag, data, from, stream);
-  }
-  void barrier(const Tag& tag) override { inner_.barrier(tag); }
-  void abort(std::string_view reason) noexcept override { inner_.abort(reason); }
-
- private:
-  Communicator& inner_;
-};
+namespace aliquot::test {
 
 enum class Transport { one_sided_threads, two_sided_threads, processes };
 
@@ -63,16 +23,12 @@ inline std::string name_of(Transport transport) {
 /// Runs every rank's body and expects that it returns. Bodies assert with `require`, which reaches the parent of a
 /// forked rank too.
 inline void run_world(Transport transport, int world_size, const RankBody& body) {
-  const RankBody two_sided = [&](Communicator& inner) {
+  const RankBody with_one_side_hidden = [&](Communicator& inner) {
     TwoSided communicator(inner);
     body(communicator);
   };
-  const auto outcomes = transport == Transport::processes ? run_processes(world_size, body)
-                                                          : run_threads(world_size, transport == Transport::one_sided_threads ? body : two_sided);
-  for (std::size_t rank = 0; rank < outcomes.size(); ++rank) {
-    EXPECT_EQ(outcomes[rank].message, "") << "rank " << rank;
-    EXPECT_EQ(outcomes[rank].signal, 0) << "rank " << rank;
-  }
+  const Ranks ranks = transport == Transport::processes ? Ranks::processes : Ranks::threads;
+  expect_success(run(ranks, world_size, transport == Transport::two_sided_threads ? with_one_side_hidden : body));
 }
 
-}  // namespace aliquot::testing
+}  // namespace aliquot::test

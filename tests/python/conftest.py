@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+pytest.register_assert_rewrite("training", "refusals")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

@@ -124,10 +124,12 @@ def test_copies_of_a_parameter_are_right_or_refused(stage: int) -> None:
 
 
 def print_parameters(rank: int, stage: int) -> None:
-    """Printing shows the values, or says what there is and how to see them; it never raises inside a debugger."""
+    """Shows the values, or says what there is and how to see them; repr never raises, for the sake of debuggers."""
     sharded, plain = Sharded(CASE, stage), built(CASE)
     p, expected = sharded.model.get_parameter(NAME), repr(plain.get_parameter(NAME))
-    for text in (repr(p), str(p), f"{p}"):
+    texts = [repr(p), str(p)]
+    refused(lambda: texts.append(f"{p}"))
+    for text in texts:
         assert text == expected or (names_a_call(text) and NAME in text and str(tuple(p.shape)) in text), text
     with aliquot.gathered(sharded.model):
         assert repr(p) == expected
@@ -145,12 +147,18 @@ def look_from_outside(rank: int, stage: int) -> None:
         assert (p.requires_grad, p.device, p.is_leaf, p.dim()) == (q.requires_grad, q.device, q.is_leaf, q.dim())
         assert isinstance(p, nn.Parameter)
     assert repr(sharded.model) == repr(plain)
-    assert sharded.model is sharded.model.to("cpu").float().requires_grad_()
+    assert sharded.model is sharded.model.requires_grad_()
+    refused(lambda: sharded.model.to("cpu").float())
+    assert_same_bits(sharded.weights(), plain.state_dict())
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_shapes_and_names_are_the_model_s_own(stage: int) -> None:
     run_ranks(WORLD_SIZE, look_from_outside, stage)
+
+
+def ramp(p: nn.Parameter) -> Tensor:
+    return torch.linspace(-0.5, 0.5, p.numel()).sin().view(p.shape)
 
 
 @torch.no_grad()
@@ -159,11 +167,11 @@ def write_under_no_grad(write: Callable[[nn.Parameter], object], p: nn.Parameter
 
 
 def replace(model: nn.Module) -> None:
-    model.blocks[1].up.weight = nn.Parameter(torch.ones(2 * WIDTH, WIDTH))  # type: ignore[union-attr,index]
+    model.blocks[1].up.weight = nn.Parameter(ramp(model.get_parameter(NAME)))  # type: ignore[union-attr,index]
 
 
 def assign_data(p: nn.Parameter) -> None:
-    p.data = torch.ones(p.shape)
+    p.data = ramp(p)
 
 
 def other_state() -> dict[str, Tensor]:
@@ -173,7 +181,7 @@ def other_state() -> dict[str, Tensor]:
 IN_PLACE: dict[str, Callable[[nn.Module, nn.Parameter], object]] = {
     "zero_": lambda m, p: write_under_no_grad(lambda p: p.zero_(), p),
     "mul_": lambda m, p: write_under_no_grad(lambda p: p.mul_(0.5), p),
-    "copy_": lambda m, p: write_under_no_grad(lambda p: p.copy_(torch.ones(p.shape)), p),
+    "copy_": lambda m, p: write_under_no_grad(lambda p: p.copy_(ramp(p)), p),
     "index_assignment": lambda m, p: write_under_no_grad(lambda p: p.__setitem__(0, 1.0), p),
     "data_mul_": lambda m, p: p.data.mul_(0.5),
     "data_index_assignment": lambda m, p: p.data.__setitem__(0, 1.0),
@@ -190,7 +198,7 @@ REBINDING: dict[str, Callable[[nn.Module, nn.Parameter], object]] = {
     "replace": lambda m, p: replace(m),
     "load_by_assignment": lambda m, p: m.load_state_dict(other_state(), assign=True),
     "vector_to_parameters": lambda m, p: nn.utils.vector_to_parameters(
-        torch.linspace(-1, 1, sum(q.numel() for q in m.parameters())), m.parameters()
+        torch.linspace(-1, 1, sum(q.numel() for q in m.parameters())).sin(), m.parameters()
     ),
     "half": lambda m, p: m.half().float(),
     "to_float64": lambda m, p: m.to(torch.float64).to(torch.float32),

@@ -75,6 +75,10 @@ class Communicator {
   /// Makes every rank's present and later waits fail with `reason`. Safe from any thread.
   virtual void abort(std::string_view reason) noexcept = 0;
 
+  /// Says that this rank is done, as its destructor does: peers that wait for it fail with PeerLost, others go on. No
+  /// call comes after it.
+  virtual void leave() noexcept {}
+
   // One-sided: no partner takes part. Only where one_sided() is true; elsewhere InvalidArgument.
 
   virtual bool one_sided() const noexcept = 0;

@@ -78,6 +78,7 @@ class Reducer {
     std::vector<bool> present;                 ///< per parameter
     std::optional<GradStatistics> statistics;  ///< of the shard, while they are current
   };
+  void require_takeable(std::size_t unit, const Gradients& gradients) const;
   void pack(std::size_t unit, const Gradients& gradients, float* full) const;
   void accumulate(std::size_t unit, const std::vector<const float*>& shards);
   void note(std::size_t unit, const Gradients& gradients);

@@ -7,7 +7,6 @@
 
 namespace embed {
 
-constexpr const char* usage = "usage: embed [--ranks N] [--stage 0|1|2|3] [--threads | --processes]";
 constexpr int steps = 300;
 
 struct Options {
@@ -27,7 +26,7 @@ Options parse(const std::vector<std::string>& words) {
     } else if (words[n] == "--threads" || words[n] == "--processes") {
       options.run = words[n] == "--threads" ? run_threads : run_processes;
     } else {
-      throw std::invalid_argument(usage);
+      throw std::invalid_argument(words[n]);
     }
   }
   return options;
@@ -98,8 +97,10 @@ int main(int count, char** words) {
   try {
     const embed::Options options = embed::parse({words + 1, words + count});
     return options.run(options.ranks, [&](auto& communicator) { embed::work(options, communicator); }) ? 0 : 1;
+  } catch (const std::invalid_argument&) {
+    std::fprintf(stderr, "usage: embed [--ranks N] [--stage 0|1|2|3] [--threads | --processes]\n");
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
-    return 2;
   }
+  return 2;
 }

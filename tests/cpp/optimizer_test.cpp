@@ -1,0 +1,208 @@
+#include "aliquot/optimizer.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <string>
+
+#include "toy_units.h"
+#include "worlds.h"
+
+namespace aliquot {
+namespace {
+
+using namespace test;  // NOLINT(google-build-using-namespace)
+
+const std::vector<AdamWGroup> groups = {{.lr = 1e-2, .weight_decay = 0.1},
+                                        {.lr = 3e-3, .beta1 = 0.8, .beta2 = 0.95, .eps = 1e-6, .weight_decay = 0}};
+constexpr float grad_scale = 0.5F;
+constexpr int step_count = 8;
+
+// Parameters of toy_units() alternate between the groups; head.bias is in none.
+Grouping grouping() {
+  Grouping made;
+  for (const UnitSpec& unit : toy_units()) {
+    std::vector<int>& of_unit = made.emplace_back();
+    for (const ParamSpec& param : unit.params) {
+      of_unit.push_back(param.name == "head.bias" ? no_group : static_cast<int>(of_unit.size() % 2));
+    }
+  }
+  return made;
+}
+
+// In each step another parameter has no gradient.
+Presence presence(int step) {
+  Presence present;
+  int seen = 0;
+  for (const UnitSpec& unit : toy_units()) {
+    std::vector<bool>& of_unit = present.emplace_back();
+    for (std::size_t param = 0; param < unit.params.size(); ++param) of_unit.push_back(++seen % 5 != step % 5);
+  }
+  return present;
+}
+
+std::size_t u(int number) { return static_cast<std::size_t>(number); }
+
+// Loshchilov & Hutter, 2019, algorithm 2, in double precision and element by element.
+struct Reference {
+  double param, exp_avg = 0, exp_avg_sq = 0;
+  int steps = 0;
+
+  void step(const AdamWGroup& group, double grad) {
+    ++steps;
+    param *= 1 - group.lr * group.weight_decay;
+    exp_avg = group.beta1 * exp_avg + (1 - group.beta1) * grad;
+    exp_avg_sq = group.beta2 * exp_avg_sq + (1 - group.beta2) * grad * grad;
+    const double mean = exp_avg / (1 - std::pow(group.beta1, steps));
+    const double square = exp_avg_sq / (1 - std::pow(group.beta2, steps));
+    param -= group.lr * mean / (std::sqrt(square) + group.eps);
+  }
+};
+
+// Values of a whole unit, padding included.
+std::vector<float> unit_numbers(const Layout& layout, std::size_t unit, int step) {
+  return numbers({unit, u(step)}, layout.numel());
+}
+
+void fill(const ShardStore& store, Role role, int step) {
+  for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
+    if (!store.holds(unit, role)) continue;
+    const Range held = store.held_range(unit, role);
+    const std::vector<float> values = unit_numbers(store.layout(unit), unit, step);
+    std::ranges::copy(std::span(values).subspan(held.begin, held.size()), store.block(unit, role).data());
+  }
+}
+
+void train(ShardStore& store, AdamW& optimizer) {
+  fill(store, Role::param, 0);
+  for (int step = 1; step <= step_count; ++step) {
+    fill(store, Role::grad, step);
+    optimizer.step(groups, presence(step), grad_scale);
+  }
+}
+
+std::vector<Reference> expected_param(const Layout& layout, std::size_t unit, std::size_t param) {
+  const Range range = layout.param(param);
+  const std::vector<float> first = unit_numbers(layout, unit, 0);
+  std::vector<Reference> elements;
+  for (std::size_t i = range.begin; i < range.end; ++i) elements.push_back({first[i]});
+  for (int step = 1; step <= step_count; ++step) {
+    const int group = grouping()[unit][param];
+    if (!layout.unit().trainable || group == no_group || !presence(step)[unit][param]) continue;
+    const std::vector<float> grad = unit_numbers(layout, unit, step);
+    for (std::size_t i = 0; i < elements.size(); ++i) {
+      elements[i].step(groups[u(group)], double{grad_scale} * grad[range.begin + i]);
+    }
+  }
+  return elements;
+}
+
+void require_near(double got, double expected, const std::string& what) {
+  require(std::abs(got - expected) <= 1e-5 * std::max(1e-3, std::abs(expected)),
+          what + " is " + std::to_string(got) + ", expected " + std::to_string(expected));
+}
+
+class Optimizers : public ::testing::TestWithParam<int> {
+ protected:
+  static void run(const std::function<void(Communicator&, ShardStore&, AdamW&)>& body) {
+    run_world(Transport::one_sided_threads, 3, [&](Communicator& communicator) {
+      ShardStore store(toy_units(), Stage(GetParam()), communicator, host_memory());
+      AdamW optimizer(store, grouping());
+      body(communicator, store, optimizer);
+      communicator.barrier({"end", ""});
+    });
+  }
+};
+
+// At stages 1 and 2 a rank steps its shard of whole parameters: what the states' shard covers is compared.
+TEST_P(Optimizers, EqualTheReferenceInDoublePrecision) {
+  run([](Communicator&, ShardStore& store, AdamW& optimizer) {
+    train(store, optimizer);
+    for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
+      if (!store.holds(unit, Role::exp_avg)) continue;
+      for (const Segment& part : store.layout(unit).segments(store.held_range(unit, Role::exp_avg))) {
+        const auto expected = expected_param(store.layout(unit), unit, part.param);
+        const std::size_t begin = part.range.begin - store.layout(unit).param(part.param).begin;
+        for (std::size_t i = 0; i < part.range.size(); ++i) {
+          const std::string where = store.layout(unit).unit().params[part.param].name;
+          require_near(store.held_part(unit, Role::param, part.range)[i], expected[begin + i].param, where);
+          require_near(store.held_part(unit, Role::exp_avg, part.range)[i], expected[begin + i].exp_avg, where);
+          require_near(store.held_part(unit, Role::exp_avg_sq, part.range)[i], expected[begin + i].exp_avg_sq, where);
+        }
+      }
+    }
+  });
+}
+
+TEST_P(Optimizers, CountStepsByParameter) {
+  run([](Communicator&, ShardStore& store, AdamW& optimizer) {
+    train(store, optimizer);
+    for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
+      for (std::size_t param = 0; param < store.layout(unit).unit().params.size(); ++param) {
+        int expected = 0;
+        const bool steps = store.layout(unit).unit().trainable && grouping()[unit][param] != no_group;
+        for (int step = 1; step <= step_count; ++step) expected += steps && presence(step)[unit][param] ? 1 : 0;
+        require(optimizer.steps(unit, param) == expected, "steps of " + store.layout(unit).unit().params[param].name);
+      }
+    }
+  });
+}
+
+// Everything that a step must not write: padding, absent parameters, those of no group, units that do not train.
+TEST_P(Optimizers, LeaveTheRestBitwiseAsItWas) {
+  run([](Communicator&, ShardStore& store, AdamW& optimizer) {
+    train(store, optimizer);
+    std::map<std::pair<std::size_t, Role>, std::vector<float>> before;
+    for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
+      for (const Role role : all_roles) {
+        if (!store.holds(unit, role)) continue;
+        fill(store, Role::grad, 99);
+        const auto block = store.block(unit, role);
+        before[{unit, role}] = {block.begin(), block.end()};
+      }
+    }
+    const Presence present = presence(2);
+    optimizer.step(groups, present, grad_scale);
+    for (const auto& [key, values] : before) {
+      const auto& [unit, role] = key;
+      std::vector<float> expected = values;
+      const Range held = store.held_range(unit, role);
+      const bool writes = store.holds(unit, Role::exp_avg) && role != Role::grad;
+      const Range stepped = writes ? store.held_range(unit, Role::exp_avg) : Range{};
+      for (const Segment& part : store.layout(unit).segments(stepped)) {
+        if (!present[unit][part.param] || grouping()[unit][part.param] == no_group) continue;
+        std::ranges::copy(store.held_part(unit, role, part.range), &expected[part.range.begin - held.begin]);
+      }
+      require(same_bits(store.block(unit, role), expected),
+              std::string(name_of(role)) + " of unit '" + store.layout(unit).unit().name + "' was written to");
+    }
+  });
+}
+
+TEST_P(Optimizers, BeginWithMomentsOfZero) {
+  run([](Communicator&, ShardStore& store, AdamW& optimizer) {
+    train(store, optimizer);
+    const AdamW again(store, grouping());
+    for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
+      for (const Role role : {Role::exp_avg, Role::exp_avg_sq}) {
+        if (!store.holds(unit, role)) continue;
+        require(std::ranges::all_of(store.block(unit, role), [](float value) { return value == 0; }), "old moments");
+      }
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Optimizer, Optimizers, ::testing::Range(0, 4),
+                         [](const auto& with) { return "stage_" + std::to_string(with.param); });
+
+TEST(ClipFactor, BringsTheNormDownToItsLimit) {
+  EXPECT_FLOAT_EQ(clip_factor(10, 1), 0.1F);
+  EXPECT_EQ(clip_factor(0.5, 1), 1.0F);
+  EXPECT_EQ(clip_factor(0, 1), 1.0F);
+  EXPECT_EQ(clip_factor(5, 0), 0.0F);
+}
+
+}  // namespace
+}  // namespace aliquot

@@ -1,0 +1,51 @@
+/// \file
+/// A two-sided transport made of any other, where there is neither NCCL nor torch.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string_view>
+
+#include "aliquot/communicator.h"
+
+namespace aliquot::test {
+
+/// A transport with its one-sided half hidden: what the core sees of NCCL or of a process group.
+class TwoSided final : public Communicator {
+ public:
+  explicit TwoSided(Communicator& inner)
+      : Communicator(inner.rank(), inner.world_size(), inner.timeout()), inner_(inner) {}
+
+  std::string_view name() const noexcept override { return "two_sided"; }
+  bool one_sided() const noexcept override { return false; }
+
+  void all_gather(const Tag& tag, std::span<const std::byte> part, std::byte* whole, Stream stream) override {
+    inner_.all_gather(tag, part, whole, stream);
+  }
+  void reduce_scatter(const Tag& tag, const float* whole, std::span<float> part, Stream stream) override {
+    inner_.reduce_scatter(tag, whole, part, stream);
+  }
+  void all_reduce(const Tag& tag, std::span<float> data, Stream stream) override {
+    inner_.all_reduce(tag, data, stream);
+  }
+  void broadcast(const Tag& tag, std::span<std::byte> data, int root, Stream stream) override {
+    inner_.broadcast(tag, data, root, stream);
+  }
+  void all_to_all(const Tag& tag, const std::byte* input, std::byte* output, std::size_t piece_bytes,
+                  Stream stream) override {
+    inner_.all_to_all(tag, input, output, piece_bytes, stream);
+  }
+  void send(const Tag& tag, std::span<const std::byte> data, int to, Stream stream) override {
+    inner_.send(tag, data, to, stream);
+  }
+  void receive(const Tag& tag, std::span<std::byte> data, int from, Stream stream) override {
+    inner_.receive(tag, data, from, stream);
+  }
+  void barrier(const Tag& tag) override { inner_.barrier(tag); }
+  void abort(std::string_view reason) noexcept override { inner_.abort(reason); }
+
+ private:
+  Communicator& inner_;
+};
+
+}  // namespace aliquot::test
