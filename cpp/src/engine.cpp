@@ -100,8 +100,8 @@ bool Engine::has_gradient(std::size_t unit, std::size_t param) const {
 
 float* Engine::whole_gradient(std::size_t unit) {
   if (store_.stage().shards_gradients()) {
-    throw InvalidArgument("unit '" + layout(unit).unit().name + "': at stage " +
-                          std::to_string(store_.stage().number) + " no rank holds the whole gradient");
+    throw InvalidArgument("unit '" + layout(unit).unit().name + "': at stage " + std::to_string(store_.stage().number) +
+                          " no rank holds the whole gradient");
   }
   reducer_.invalidate_statistics();
   return store_.block(unit, Role::grad).data();

@@ -26,16 +26,13 @@ Signal& version_of(const PeerMemory& control, int rank) { return *reinterpret_ca
 }  // namespace
 
 Gatherer::Gatherer(ShardStore& store, Communicator& communicator, MemoryResource& memory, GathererOptions options)
-    : store_(store), communicator_(communicator), options_(options),
-      slots_(layouts_of(store), options.slots, memory), forward_(bytes_of(store), options.ahead_bytes),
-      backward_(bytes_of(store), options.ahead_bytes) {
+    : store_(store), communicator_(communicator), options_(options), slots_(layouts_of(store), options.slots, memory),
+      forward_(bytes_of(store), options.ahead_bytes), backward_(bytes_of(store), options.ahead_bytes) {
   if (!communicator.one_sided() || options_.poison) options_.landing = Landing::slots;
   if (communicator.one_sided()) control_ = communicator.share(64);
 }
 
-bool Gatherer::uses_slots() const {
-  return store_.stage().shards_parameters() && options_.landing == Landing::slots;
-}
+bool Gatherer::uses_slots() const { return store_.stage().shards_parameters() && options_.landing == Landing::slots; }
 
 const float* Gatherer::resident(std::size_t unit) const {
   return store_.stage().shards_parameters() ? store_.mapped(unit).data() : store_.block(unit, Role::param).data();

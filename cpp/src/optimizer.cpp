@@ -41,8 +41,6 @@ void AdamW::step_unit(std::size_t unit, std::span<const AdamWGroup> groups, floa
   }
 }
 
-float clip_factor(double norm, double max_norm) {
-  return static_cast<float>(std::min(1.0, max_norm / (norm + 1e-6)));
-}
+float clip_factor(double norm, double max_norm) { return static_cast<float>(std::min(1.0, max_norm / (norm + 1e-6))); }
 
 }  // namespace aliquot

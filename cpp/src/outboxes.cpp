@@ -69,7 +69,8 @@ float* Outboxes::claim(std::size_t unit, std::size_t index) {
 
 float* Outboxes::take(std::size_t unit, const Progress& progress) {
   const auto all_held_up = [this] {
-    return std::ranges::all_of(std::views::iota(std::size_t{0}, working), [this](auto index) { return held_up(index); });
+    return std::ranges::all_of(std::views::iota(std::size_t{0}, working),
+                               [this](auto index) { return held_up(index); });
   };
   const auto done = [&] {
     progress();
@@ -109,11 +110,11 @@ void Outboxes::publish(std::size_t unit, const Progress& progress) {
   throw Error("no outbox was taken for unit '" + names_[unit] + "'");
 }
 
-void Outboxes::publish_nothing(std::size_t unit, const Progress& progress) {
-  say(unit, nothing, progress);
-}
+void Outboxes::publish_nothing(std::size_t unit, const Progress& progress) { say(unit, nothing, progress); }
 
-void Outboxes::publish_failure(std::size_t unit) { say(unit, failure, [] {}); }
+void Outboxes::publish_failure(std::size_t unit) {
+  say(unit, failure, [] {});
+}
 
 bool Outboxes::ready(std::size_t unit) const {
   for (const int rank : ranks_of(communicator_)) {

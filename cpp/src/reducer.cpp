@@ -36,7 +36,8 @@ void Reducer::require_takeable(std::size_t unit, const Gradients& gradients) con
                           std::to_string(units_[unit].present.size()) + " parameters; give null where there is none");
   }
   if (units_[unit].offered) {
-    throw InvalidArgument(named + " came after it was reduced in this backward: a parameter of it is used outside the "
+    throw InvalidArgument(named +
+                          " came after it was reduced in this backward: a parameter of it is used outside the "
                           "unit. Put both uses into one unit with units=");
   }
 }

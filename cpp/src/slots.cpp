@@ -49,9 +49,10 @@ float* Slots::take(std::size_t unit, Home home) {
 
 void Slots::refuse(std::size_t unit, std::size_t tenant) const {
   throw InvalidArgument("unit '" + name(unit) + "' must be gathered again where its forward saw it, but unit '" +
-                        name(tenant) + "' is in use there: their backward passes interleave. Give them room with "
-                        "aliquot.shard(model, slots=" + std::to_string(ring_count_ + 1) +
-                        ") or more, or put both into one unit with units=");
+                        name(tenant) +
+                        "' is in use there: their backward passes interleave. Give them room with "
+                        "aliquot.shard(model, slots=" +
+                        std::to_string(ring_count_ + 1) + ") or more, or put both into one unit with units=");
 }
 
 bool Slots::free_for(std::size_t unit) const {

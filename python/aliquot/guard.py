@@ -11,7 +11,7 @@ from torch import nn
 from aliquot._core import Error
 
 if TYPE_CHECKING:
-    from aliquot.sharded import Place
+    from aliquot.places import Place
 
 _METADATA_PROPERTIES = [
     "shape",
@@ -79,9 +79,15 @@ METADATA = _metadata()
 """What may be asked of a parameter or gradient whose values are elsewhere."""
 
 
+REBINDING = frozenset(
+    [torch.Tensor.data.__set__, torch.Tensor.set_, torch.Tensor.resize_, torch.Tensor.resize_as_]  # type: ignore[attr-defined]
+)
+"""What would give a parameter memory of its own."""
+
+
 def _arguments(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterable[Any]:
     for arg in (*args, *kwargs.values()):
-        yield from arg if isinstance(arg, list | tuple) else (arg,)
+        yield from _arguments(arg, {}) if isinstance(arg, list | tuple) else (arg,)
 
 
 class ShardedParameter(nn.Parameter):
@@ -96,13 +102,7 @@ class ShardedParameter(nn.Parameter):
         cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
-        kwargs = kwargs or {}
-        if func not in METADATA:
-            for arg in _arguments(args, kwargs):
-                if isinstance(arg, ShardedParameter) and not arg._aliquot.readable:
-                    arg._aliquot.refuse_values(func)
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **kwargs)
+        return _call_if_held(func, args, kwargs or {})
 
     @property
     def grad(self) -> torch.Tensor | None:
@@ -140,12 +140,7 @@ class StoredGradient(torch.Tensor):
         cls, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
-        kwargs = kwargs or {}
-        if func in METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
-        place = next(arg._aliquot for arg in _arguments(args, kwargs) if isinstance(arg, StoredGradient))
-        return place.refuse_gradient(func)
+        return _call_if_held(func, args, kwargs or {})
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"gradient of {self._aliquot.description()}"
@@ -153,9 +148,23 @@ class StoredGradient(torch.Tensor):
     @classmethod
     def of(cls, place: Place) -> StoredGradient:
         """The stand-in for the gradient of the parameter at `place`."""
-        stand_in = torch.empty(place.shape, device="meta").as_subclass(cls)
+        stand_in = torch.full((), torch.nan).expand(place.shape).as_subclass(cls)
         stand_in._aliquot = place
         return stand_in
+
+
+def _call_if_held(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Calls `func` if this rank holds all the values that it may use."""
+    if func in REBINDING and isinstance(args[0], ShardedParameter):
+        args[0]._aliquot.refuse_rebinding(func)
+    if func not in METADATA:
+        for arg in _arguments(args, kwargs):
+            if isinstance(arg, StoredGradient):
+                arg._aliquot.refuse_gradient(func)
+            if isinstance(arg, ShardedParameter) and not arg._aliquot.readable:
+                arg._aliquot.refuse_values(func)
+    with torch._C.DisableTorchFunctionSubclass():
+        return func(*args, **kwargs)
 
 
 def refuse(place: Place, func: Callable[..., Any], what: str, remedy: str) -> NoReturn:

@@ -6,12 +6,13 @@ docs/design.md, "When a unit's backward is done" and "When a backward ends", say
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 from torch.autograd import Variable
 
+from aliquot._core import Error
 from aliquot.passes import Passes
 from aliquot.sharded import ShardedModel, Unit
 from aliquot.tensors import map_tensors
@@ -33,36 +34,70 @@ def install(model: ShardedModel) -> Passes:
     """Hooks the model's modules."""
     passes = Passes(model, Engine())
     for module in {model.root: None, **model.needs}:
-        _hook(passes, module, model.needs.get(module, []))
+        hooks = _ModuleHooks(passes, module, model.needs.get(module, []))
+        module.register_forward_pre_hook(hooks.pre_forward, with_kwargs=True)
+        module.register_forward_hook(hooks.post_forward, always_call=True)
+    model.root.register_load_state_dict_pre_hook(_LoadHook(model))  # type: ignore[no-untyped-call]
     return passes
 
 
-def _hook(passes: Passes, module: nn.Module, units: list[Unit]) -> None:
-    arrivals = _Arrivals(passes, units)
+class _Unpicklable:
+    """Hooks stay with the module that they were made for."""
 
-    def pre_forward(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        passes.enter_forward(module)
-        for unit in units:
-            passes.gather(unit)
-        if not (units and torch.is_grad_enabled()):
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise Error(
+            "a sharded model can't be copied or pickled: each rank holds a part of it. Build the copy anew and give it "
+            "the values of aliquot.full_state_dict(model), or save those"
+        )
+
+
+class _LoadHook(_Unpicklable):
+    """Refuses what `load_state_dict` can't do to a sharded model."""
+
+    def __init__(self, model: ShardedModel) -> None:
+        self.model = model
+
+    def __call__(
+        self, module: nn.Module, state_dict: object, prefix: str, metadata: dict[str, Any], *_: object
+    ) -> None:
+        assigns = metadata.get("assign_to_params_buffers", False)
+        if self.model.stage == 3 or assigns:
+            raise Error(
+                "load_state_dict can't write to parameters in the store"
+                + (" by assignment" if assigns else ": they are sharded")
+                + ". Use aliquot.load_full_state_dict(model, state_dict)"
+            )
+
+
+class _ModuleHooks(_Unpicklable):
+    """What runs before and after the forward of a module that needs `units`."""
+
+    def __init__(self, passes: Passes, module: nn.Module, units: list[Unit]) -> None:
+        self.passes = passes
+        self.module = module
+        self.units = units
+        self.arrivals = _Arrivals(passes, units)
+
+    def pre_forward(self, _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        self.passes.enter_forward(self.module)
+        for unit in self.units:
+            self.passes.gather(unit)
+        if not (self.units and torch.is_grad_enabled()):
             return args, kwargs
         inputs: list[torch.Tensor] = []
         args, kwargs = map_tensors(_seen_by(inputs), (args, kwargs))
         if inputs:
-            _when_all_have_gradients(inputs, lambda: passes.post_backward(units))
+            _when_all_have_gradients(inputs, lambda: self.passes.post_backward(self.units))
         else:
-            arrivals.watch()
+            self.arrivals.watch()
         return args, kwargs
 
-    def post_forward(_: nn.Module, args: Any, output: Any) -> None:
-        for unit in reversed(units):
-            passes.give_back(unit)
-        passes.leave_forward()
+    def post_forward(self, _: nn.Module, args: Any, output: Any) -> None:
+        for unit in reversed(self.units):
+            self.passes.give_back(unit)
+        self.passes.leave_forward()
         if torch.is_grad_enabled():
-            map_tensors(_before_backward(lambda: passes.pre_backward(units)), output)
-
-    module.register_forward_pre_hook(pre_forward, with_kwargs=True)
-    module.register_forward_hook(post_forward, always_call=True)
+            map_tensors(_before_backward(lambda: self.passes.pre_backward(self.units)), output)
 
 
 class _Arrivals:

@@ -13,7 +13,8 @@ from torch import nn
 from aliquot import _core
 from aliquot._core import Error, InvalidArgument
 from aliquot.passes import require_finished
-from aliquot.sharded import Place, ShardedModel, drop_autograd_grads, sharded
+from aliquot.places import Place, drop_autograd_grads
+from aliquot.sharded import ShardedModel, sharded
 
 logger = logging.getLogger("aliquot")
 
@@ -67,6 +68,7 @@ class AdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         require_reduced(self.model)
+        self.model.require_bound()
         groups = [_core_group(group) for group in self.param_groups]
         self._note(self.model.engine.step(groups, self.max_grad_norm))
         for unit in self.model.units:

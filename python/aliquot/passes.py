@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from aliquot._core import Error
-from aliquot.sharded import ShardedModel, Unit, autograd_grads, drop_autograd_grads
+from aliquot.places import autograd_grads, drop_autograd_grads
+from aliquot.sharded import ShardedModel, Unit
 
 logger = logging.getLogger("aliquot")
 

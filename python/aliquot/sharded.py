@@ -2,102 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import torch
+import torch.utils
 import torch.utils.dlpack
 from torch import nn
 
 from aliquot import _core
-from aliquot._core import Error, InvalidArgument
-from aliquot.guard import ShardedParameter, StoredGradient, refuse
+from aliquot._core import InvalidArgument
+from aliquot.guard import ShardedParameter
+from aliquot.places import Place
 from aliquot.units import Group, Plan
 from aliquot.world import World
 
 if TYPE_CHECKING:
     from aliquot.passes import Passes
-
-
-@dataclass(eq=False)
-class Place:
-    """Where one parameter is: which model, unit and index."""
-
-    model: ShardedModel
-    unit: Unit
-    index: int
-    name: str
-    shape: torch.Size
-
-    @property
-    def rank(self) -> int:
-        """Of this process."""
-        return self.model.world.rank
-
-    @property
-    def readable(self) -> bool:
-        """Whether this rank holds all values between steps."""
-        return self.model.stage < 3
-
-    def refuse_values(self, func: Callable[..., Any]) -> NoReturn:
-        """The error for using values that are sharded."""
-        remedy = (
-            f"its values are sharded over {self.model.world.world_size} ranks and not gathered here. Read them under "
-            "aliquot.gathered(model), write them under aliquot.gathered(model, write=True), save with "
-            "aliquot.full_state_dict(model), load with aliquot.load_full_state_dict(model, state_dict), move or cast "
-            f"the model before aliquot.shard. If the model's own forward uses it outside the module of unit "
-            f"'{self.unit.name}', name the units with aliquot.shard(model, units=[...]) so that both lie in one"
-        )
-        refuse(self, func, "the parameter", remedy)
-
-    def refuse_gradient(self, func: Callable[..., Any]) -> NoReturn:
-        """The error for using a gradient that is sharded."""
-        remedy = (
-            "it is reduced into the store, sharded over the ranks. Clip with aliquot.clip_grad_norm_(model, max_norm) "
-            "or aliquot.AdamW(max_grad_norm=), step with aliquot.AdamW, forget it with zero_grad()"
-        )
-        refuse(self, func, "the gradient of", remedy)
-
-    def gradient(self) -> torch.Tensor | None:
-        """What `param.grad` is outside forward and backward."""
-        if not self.unit.trainable or not self.model.engine.has_gradient(self.unit.index, self.index):
-            return None
-        if self.model.stage >= 2:
-            return StoredGradient.of(self)
-        return self.model.view(self.model.engine.whole_gradient(self.unit.index), self)
-
-    def set_gradient(self, value: torch.Tensor | None) -> None:
-        """What `param.grad = value` does: None drops the gradient in the store."""
-        if value is not None:
-            raise Error(
-                f"gradients of a sharded model are in the store; param.grad of {self.name} can only be set to None"
-            )
-        if self.unit.trainable:
-            self.model.engine.clear_gradient(self.unit.index, self.index)
-            drop_autograd_grads([self.unit.params[self.index]])
-
-    def description(self) -> str:
-        """What printing the parameter shows."""
-        held = "whole on every rank" if self.readable else f"sharded over {self.model.world.world_size} ranks"
-        return f"<parameter '{self.name}' of shape {tuple(self.shape)}, {held}; aliquot.gathered(model) has its values>"
-
-
-_GRAD: Any = torch.Tensor.grad
-"""The attribute of plain tensors, under whatever a subclass defines."""
-
-
-def autograd_grads(params: list[nn.Parameter]) -> list[torch.Tensor | None]:
-    """The gradients that autograd left on the tensors themselves, whatever class the parameters have now."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return [_GRAD.__get__(param) for param in params]
-
-
-def drop_autograd_grads(params: list[nn.Parameter]) -> None:
-    """Frees those gradients."""
-    with torch._C.DisableTorchFunctionSubclass():
-        for param in params:
-            _GRAD.__set__(param, None)
 
 
 @dataclass(eq=False)
@@ -152,12 +73,18 @@ class ShardedModel:
 
     def _place(self, group: Group, unit: Unit) -> None:
         for index, (name, param) in enumerate(zip(group.names, group.params, strict=True)):
-            place = Place(self, unit, index, name, param.shape)
+            holder = self.root.get_submodule(name.rpartition(".")[0])
+            place = Place(self, unit, index, name, param.shape, holder)
             unit.places.append(place)
-            param.grad = None
-            param.data = torch.full((), torch.nan).expand(param.shape)
+            _detach_values(param)
             param.__dict__["_aliquot"] = place
             param.__class__ = ShardedParameter
+
+    def require_bound(self) -> None:
+        """Refuses to go on where parameters were replaced."""
+        for unit in self.units:
+            for place in unit.places:
+                place.require_bound()
 
     def view(self, address: int, place: Place) -> torch.Tensor:
         """The tensor of the parameter at `place` in the flat unit at `address`."""
@@ -175,6 +102,17 @@ class ShardedModel:
         for place, param in zip(unit.places, unit.params, strict=True):
             param.data = self.view(address, place)
         unit.close()
+
+
+def _detach_values(param: nn.Parameter) -> None:
+    """Frees the values, also of a parameter on the meta device; it stays the same object, of the same shape."""
+    nowhere = torch.full((), torch.nan).expand(param.shape)
+    param.grad = None
+    if param.is_meta:
+        stand_in = nn.Parameter(nowhere, requires_grad=param.requires_grad)
+        torch.utils.swap_tensors(param, stand_in)  # type: ignore[no-untyped-call]
+    else:
+        param.data = nowhere
 
 
 def remember(model: ShardedModel) -> None:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from aliquot._core import InvalidArgument
-from aliquot.sharded import Place, ShardedModel, Unit, sharded
+from aliquot._core import Error, InvalidArgument
+from aliquot.places import Place
+from aliquot.sharded import ShardedModel, Unit, sharded
 
 Write = Callable[[Place, torch.Tensor], None]
 
@@ -47,16 +48,20 @@ def gathered(what: nn.Module | Iterable[nn.Parameter], write: bool = False) -> I
     """Within it, parameters hold their full values, as ordinary tensors private to this rank.
 
     `what`: a sharded model, or some of its parameters (whole units are gathered). `write`: what rank 0 wrote is kept,
-    on every rank; without it changes are dropped. Every rank enters it, with the same parameters.
+    on every rank; without it a change is dropped and is an Error at the end, where torch can tell (not through
+    `param.data`). Every rank enters it, with the same parameters.
     """
     model, units = _units_of(what)
+    model.require_bound()
     kept = [(unit, [_open(param, value) for param, value in _read(model, unit)]) for unit in units]
+    before = [_state(unit) for unit in units]
     try:
         yield
-        written = [(unit, [param.detach() for param in unit.params]) for unit, _ in kept]
+        written = [(unit, [param.detach() for param in unit.params]) for unit in units]
+        after = [_state(unit) for unit in units]
     finally:
-        for unit, before in kept:
-            for param, data in zip(unit.params, before, strict=True):
+        for unit, places in kept:
+            for param, data in zip(unit.params, places, strict=True):
                 param.data = data
             unit.private = False
             unit.close()
@@ -65,6 +70,16 @@ def gathered(what: nn.Module | Iterable[nn.Parameter], write: bool = False) -> I
             for unit, values in written:
                 for place, value in zip(unit.places, values, strict=True):
                     put(place, value)
+    elif before != after:
+        raise Error(
+            "parameters were changed under aliquot.gathered(model), which only reads: the changes are dropped. Write "
+            "under aliquot.gathered(model, write=True)"
+        )
+
+
+def _state(unit: Unit) -> list[tuple[int, int]]:
+    """Changes when a parameter is written to, or given other memory."""
+    return [(param._version, param.data_ptr()) for param in unit.params]
 
 
 def _read(model: ShardedModel, unit: Unit) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
@@ -99,6 +114,7 @@ def full_state_dict(model: nn.Module, all_ranks: bool = False) -> dict[str, torc
     On rank 0, and empty elsewhere unless `all_ranks`. Every rank calls it.
     """
     state = sharded(model)
+    state.require_bound()
     keep = all_ranks or state.world.rank == 0
     values: dict[nn.Parameter, torch.Tensor] = {}
     for unit in state.units:
@@ -107,9 +123,10 @@ def full_state_dict(model: nn.Module, all_ranks: bool = False) -> dict[str, torc
             values.update(zip(unit.params, (value.clone() for value in read), strict=True))
     if not keep:
         return {}
-    tensors = {name: values[param] for name, param in model.named_parameters(remove_duplicate=False)}
-    tensors.update({name: buffer.detach().clone() for name, buffer in _persistent_buffers(model)})
-    return tensors
+    return {
+        name: values[tensor] if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+        for name, tensor in _entries(model)
+    }
 
 
 def load_full_state_dict(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> None:
@@ -118,8 +135,9 @@ def load_full_state_dict(model: nn.Module, state_dict: Mapping[str, torch.Tensor
     Every rank calls it. Names and shapes must match; nothing is changed if they don't.
     """
     state = sharded(model)
-    buffers = dict(_persistent_buffers(model))
-    problem = _mismatch(model, buffers, state_dict) if state.world.rank == 0 else ""
+    state.require_bound()
+    buffers = {name: tensor for name, tensor in _entries(model) if not isinstance(tensor, nn.Parameter)}
+    problem = _mismatch(model, state_dict) if state.world.rank == 0 else ""
     _raise_alike(state, problem)
     with writing(state) as write:
         for unit in state.units:
@@ -132,9 +150,8 @@ def load_full_state_dict(model: nn.Module, state_dict: Mapping[str, torch.Tensor
         buffer.copy_(same)
 
 
-def _mismatch(model: nn.Module, buffers: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str:
-    wanted = {name: param.shape for name, param in model.named_parameters(remove_duplicate=False)}
-    wanted |= {name: buffer.shape for name, buffer in buffers.items()}
+def _mismatch(model: nn.Module, given: Mapping[str, torch.Tensor]) -> str:
+    wanted = {name: tensor.shape for name, tensor in _entries(model)}
     missing, unknown = wanted.keys() - given.keys(), given.keys() - wanted.keys()
     if missing or unknown:
         return f"load_full_state_dict: missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
@@ -152,8 +169,10 @@ def _raise_alike(model: ShardedModel, problem: str) -> None:
         raise InvalidArgument(text)
 
 
-def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    for prefix, module in model.named_modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and name not in module._non_persistent_buffers_set:
-                yield (f"{prefix}.{name}" if prefix else name), buffer
+def _entries(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and persistent buffers, by the names and in the order of `state_dict`."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        buffers = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
+        for name, tensor in {**module._parameters, **buffers}.items():
+            if tensor is not None:
+                yield (f"{prefix}.{name}" if prefix else name), tensor

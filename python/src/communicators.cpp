@@ -14,8 +14,8 @@ std::chrono::milliseconds milliseconds(double seconds) {
 }
 
 std::unique_ptr<Communicator> shared_memory(std::function<void(const std::string&, const std::string&)> set,
-                                            std::function<std::string(const std::string&)> get,
-                                            const std::string& name, int rank, int world_size, double timeout) {
+                                            std::function<std::string(const std::string&)> get, const std::string& name,
+                                            int rank, int world_size, double timeout) {
   const KeyValueStore store{std::move(set), std::move(get)};
   return make_shared_memory_communicator(store, name, rank, world_size, milliseconds(timeout));
 }
@@ -35,31 +35,35 @@ void register_communicators(py::module_& module) {
       .def_property_readonly("world_size", &Communicator::world_size)
       .def_property_readonly("name", [](const Communicator& self) { return std::string(self.name()); })
       .def_property_readonly("one_sided", &Communicator::one_sided)
-      .def("barrier", [](Communicator& self, const std::string& what) { self.barrier({what, ""}); }, py::arg("what"),
-           released)
-      .def("broadcast",
-           [](Communicator& self, const std::string& what, std::uintptr_t address, std::size_t bytes, int root) {
-             self.broadcast({"broadcast", what}, {reinterpret_cast<std::byte*>(address), bytes}, root);
-           },
-           py::arg("what"), py::arg("address"), py::arg("bytes"), py::arg("root"), released,
-           "Overwrites `bytes` bytes at `address` with those of rank `root`.")
-      .def("all_gather",
-           [](Communicator& self, const std::string& what, const py::bytes& mine) {
-             const std::string part = mine;
-             std::string whole(part.size() * static_cast<std::size_t>(self.world_size()), '\0');
-             {
-               const py::gil_scoped_release release;
-               self.all_gather({"all_gather", what}, std::as_bytes(std::span(part)),
-                               reinterpret_cast<std::byte*>(whole.data()));
-             }
-             return py::bytes(whole);
-           },
-           py::arg("what"), py::arg("mine"), "Every rank's bytes, of one length, joined in rank order.")
+      .def(
+          "barrier", [](Communicator& self, const std::string& what) { self.barrier({what, ""}); }, py::arg("what"),
+          released)
+      .def(
+          "broadcast",
+          [](Communicator& self, const std::string& what, std::uintptr_t address, std::size_t bytes, int root) {
+            self.broadcast({"broadcast", what}, {reinterpret_cast<std::byte*>(address), bytes}, root);
+          },
+          py::arg("what"), py::arg("address"), py::arg("bytes"), py::arg("root"), released,
+          "Overwrites `bytes` bytes at `address` with those of rank `root`.")
+      .def(
+          "all_gather",
+          [](Communicator& self, const std::string& what, const py::bytes& mine) {
+            const std::string part = mine;
+            std::string whole(part.size() * static_cast<std::size_t>(self.world_size()), '\0');
+            {
+              const py::gil_scoped_release release;
+              self.all_gather({"all_gather", what}, std::as_bytes(std::span(part)),
+                              reinterpret_cast<std::byte*>(whole.data()));
+            }
+            return py::bytes(whole);
+          },
+          py::arg("what"), py::arg("mine"), "Every rank's bytes, of one length, joined in rank order.")
       .def("leave", &Communicator::leave, "Says that this rank is done. No call comes after it.")
       .def("abort", [](Communicator& self, const std::string& reason) { self.abort(reason); }, py::arg("reason"));
 
-  module.def("world_of_one", [] { return std::move(make_thread_communicators(1).front()); },
-             "A communicator for a process that is alone.");
+  module.def(
+      "world_of_one", [] { return std::move(make_thread_communicators(1).front()); },
+      "A communicator for a process that is alone.");
   module.def("shared_memory_communicator", &shared_memory, py::arg("set"), py::arg("get"), py::arg("name"),
              py::arg("rank"), py::arg("world_size"), py::arg("timeout"),
              "Ranks are processes of one host, which find each other through the key-value store `set`, `get`.");

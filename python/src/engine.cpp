@@ -36,9 +36,8 @@ std::unique_ptr<Engine> make_engine(std::vector<UnitSpec> units, Communicator& c
 }
 
 std::map<std::string, double> times(const EngineStatistics& statistics) {
-  return {{"gather", statistics.gather.seconds},
-          {"reduce", statistics.reduce.seconds},
-          {"step", statistics.step_seconds}};
+  return {
+      {"gather", statistics.gather.seconds}, {"reduce", statistics.reduce.seconds}, {"step", statistics.step_seconds}};
 }
 
 void register_values(py::module_& module) {
@@ -82,24 +81,29 @@ void register_engine(py::module_& module) {
   py::class_<Engine>(module, "Engine", "One rank of a sharded model; see aliquot/engine.h.")
       .def(py::init(&make_engine), py::arg("units"), py::arg("communicator"), py::kw_only(), py::arg("stage"),
            py::arg("slots"), py::arg("ahead_bytes"), py::arg("poison"), py::keep_alive<1, 3>(), released)
-      .def("pre_forward", [](Engine& self, std::size_t unit) { return address_of(self.pre_forward(unit)); }, released)
-      .def("post_forward", [](Engine& self, std::size_t unit) { self.post_forward(unit); }, released)
+      .def(
+          "pre_forward", [](Engine& self, std::size_t unit) { return address_of(self.pre_forward(unit)); }, released)
+      .def(
+          "post_forward", [](Engine& self, std::size_t unit) { self.post_forward(unit); }, released)
       .def("expect_backward", &Engine::expect_backward)
       .def("finish_forward", &Engine::finish_forward)
-      .def("pre_backward", [](Engine& self, std::size_t unit) { return address_of(self.pre_backward(unit)); }, released)
-      .def("post_backward",
-           [](Engine& self, std::size_t unit, const Addresses& gradients) {
-             return self.post_backward(unit, gradients_at(gradients));
-           },
-           released)
+      .def(
+          "pre_backward", [](Engine& self, std::size_t unit) { return address_of(self.pre_backward(unit)); }, released)
+      .def(
+          "post_backward",
+          [](Engine& self, std::size_t unit, const Addresses& gradients) {
+            return self.post_backward(unit, gradients_at(gradients));
+          },
+          released)
       .def("leave_backward", &Engine::leave_backward)
       .def("finish_backward", &finish_backward, released)
       .def("set_groups", &Engine::set_groups, released)
-      .def("step",
-           [](Engine& self, const std::vector<AdamWGroup>& groups, std::optional<double> max_norm) {
-             return self.step(groups, max_norm);
-           },
-           py::arg("groups"), py::arg("max_norm"), released)
+      .def(
+          "step",
+          [](Engine& self, const std::vector<AdamWGroup>& groups, std::optional<double> max_norm) {
+            return self.step(groups, max_norm);
+          },
+          py::arg("groups"), py::arg("max_norm"), released)
       .def("gradient_report", &Engine::gradient_report, released)
       .def("scale_gradients", &Engine::scale_gradients, released)
       .def("clear_gradients", &Engine::clear_gradients)
@@ -108,19 +112,24 @@ void register_engine(py::module_& module) {
       .def("whole_gradient", [](Engine& self, std::size_t unit) { return address_of(self.whole_gradient(unit)); })
       .def("reset", &Engine::reset, released)
       .def("begin_write", &Engine::begin_write, released)
-      .def("write",
-           [](Engine& self, std::size_t unit, std::size_t param, Address values) {
-             self.write(unit, param, reinterpret_cast<const float*>(values));
-           },
-           released)
+      .def(
+          "write",
+          [](Engine& self, std::size_t unit, std::size_t param, Address values) {
+            self.write(unit, param, reinterpret_cast<const float*>(values));
+          },
+          released)
       .def("end_write", &Engine::end_write, released)
-      .def("read", [](Engine& self, std::size_t unit, Address whole) { self.read(unit, reinterpret_cast<float*>(whole)); },
-           released)
-      .def("offset", [](const Engine& self, std::size_t unit,
-                        std::size_t param) { return self.layout(unit).param(param).begin; },
-           "Where a parameter starts in the flat unit, in elements.")
-      .def("numel", [](const Engine& self, std::size_t unit) { return self.layout(unit).numel(); },
-           "Elements of the flat unit, padding included.")
+      .def(
+          "read",
+          [](Engine& self, std::size_t unit, Address whole) { self.read(unit, reinterpret_cast<float*>(whole)); },
+          released)
+      .def(
+          "offset",
+          [](const Engine& self, std::size_t unit, std::size_t param) { return self.layout(unit).param(param).begin; },
+          "Where a parameter starts in the flat unit, in elements.")
+      .def(
+          "numel", [](const Engine& self, std::size_t unit) { return self.layout(unit).numel(); },
+          "Elements of the flat unit, padding included.")
       .def("statistics", &Engine::statistics);
 }
 

@@ -1,7 +1,7 @@
+#include <string>
 #include "aliquot/device.h"
 #include "aliquot/parallel.h"
 #include "aliquot/version.h"
-#include <string>
 #include "register.h"
 
 PYBIND11_MODULE(_core, module) {

@@ -94,7 +94,8 @@ class ToyTraining {
       engine.read(unit, whole.data());
       for (std::size_t p = 0; p < params(unit).size(); ++p) {
         const Range range = engine.layout(unit).param(p);
-        all.insert(all.end(), &whole[range.begin], &whole[range.begin] + range.size());
+        const auto values = std::span(whole).subspan(range.begin, range.size());
+        all.insert(all.end(), values.begin(), values.end());
       }
     }
     return all;

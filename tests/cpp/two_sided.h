@@ -43,6 +43,7 @@ class TwoSided final : public Communicator {
   }
   void barrier(const Tag& tag) override { inner_.barrier(tag); }
   void abort(std::string_view reason) noexcept override { inner_.abort(reason); }
+  void leave() noexcept override { inner_.leave(); }
 
  private:
   Communicator& inner_;

@@ -210,15 +210,22 @@ def write_both(rank: int, write: Callable[[nn.Module, nn.Parameter], object], st
     sharded, reference = Sharded(CASE, stage), Reference(CASE, WORLD_SIZE)
     sharded.step(rank, 0)
     reference.step(0)
-    before = sharded.weights()
+    before, parameters = sharded.weights(), dict(sharded.model.named_parameters())
     if refused(lambda: (seeded(write, sharded.model), sharded.step(rank, 1))):
         assert not must_be_right, "refused"
+        put_back(sharded.model, parameters)
         assert_same_bits(sharded.weights(), before)
         return
     for replica in reference.replicas:
         seeded(write, replica)
     reference.step(1)
     assert_same_weights(sharded.weights(), reference.weights())
+
+
+def put_back(model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        module, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(module), attribute, parameter)
 
 
 def seeded(write: Callable[[nn.Module, nn.Parameter], object], model: nn.Module) -> None:

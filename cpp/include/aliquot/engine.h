@@ -68,8 +68,8 @@ class Engine {
   bool post_backward(std::size_t unit, const Gradients& gradients, Stream stream = {});
   /// Gives back what is still gathered for backward. Alone it ends a backward whose gradients stay outside.
   void leave_backward();
-  /// The end of a backward: leave_backward, then `left`, the gradients that no post_backward took. On return this rank's
-  /// gradients are reduced. Every rank calls it once per backward, also with nothing to add.
+  /// The end of a backward: leave_backward, then `left`, the gradients that no post_backward took. On return this
+  /// rank's gradients are reduced. Every rank calls it once per backward, also with nothing to add.
   void finish_backward(const Left& left, Stream stream = {});
   /// Marks the end of a forward walk.
   void finish_forward();
@@ -114,8 +114,8 @@ class Engine {
   Gatherer gatherer_;
   Reducer reducer_;
   std::optional<AdamW> optimizer_;
-  std::vector<bool> graph_;          ///< a backward of this unit is expected
-  std::vector<bool> in_backward_;    ///< acquired by pre_backward
+  std::vector<bool> graph_;        ///< a backward of this unit is expected
+  std::vector<bool> in_backward_;  ///< acquired by pre_backward
   double step_seconds_ = 0;
   std::uint64_t steps_ = 0;
   std::uint64_t skipped_ = 0;

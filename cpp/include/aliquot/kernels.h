@@ -12,8 +12,8 @@ namespace aliquot {
 
 /// Square sum and count of non-finite elements of some gradients.
 struct GradStatistics {
-  double square_sum = 0;           ///< of the finite elements only
-  std::uint64_t non_finite = 0;    ///< NaN and infinities
+  double square_sum = 0;         ///< of the finite elements only
+  std::uint64_t non_finite = 0;  ///< NaN and infinities
 
   friend bool operator==(const GradStatistics&, const GradStatistics&) = default;
 };
@@ -43,8 +43,8 @@ struct AdamWStep {
   double beta2 = 0.999;
   double eps = 1e-8;
   double weight_decay = 1e-2;
-  std::int64_t step = 1;    ///< counts from 1
-  float grad_scale = 1;     ///< the clip factor; multiplies the gradient
+  std::int64_t step = 1;  ///< counts from 1
+  float grad_scale = 1;   ///< the clip factor; multiplies the gradient
 };
 
 /// One update of `param` and its moments, all of param.size() elements, in one pass:

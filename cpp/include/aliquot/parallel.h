@@ -7,8 +7,8 @@
 
 namespace aliquot {
 
-/// Threads that parallel_for uses in this process, the caller among them. At start: OMP_NUM_THREADS if it is set (torchrun
-/// sets it), else the cores of the affinity mask.
+/// Threads that parallel_for uses in this process, the caller among them. At start: OMP_NUM_THREADS if it is set
+/// (torchrun sets it), else the cores of the affinity mask.
 int thread_count() noexcept;
 /// \throws InvalidArgument if count < 1
 void set_thread_count(int count);

@@ -1,0 +1,117 @@
+"""Where one parameter of a sharded model is, and what may be done to it between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import nn
+
+from aliquot._core import Error
+from aliquot.guard import StoredGradient, refuse
+
+if TYPE_CHECKING:
+    from aliquot.sharded import ShardedModel, Unit
+
+
+@dataclass(eq=False)
+class Place:
+    """Where one parameter is: which model, unit and index."""
+
+    model: ShardedModel
+    unit: Unit
+    index: int
+    name: str
+    shape: torch.Size
+    holder: nn.Module
+    """The module that has the parameter as an attribute."""
+
+    @property
+    def rank(self) -> int:
+        """Of this process."""
+        return self.model.world.rank
+
+    @property
+    def readable(self) -> bool:
+        """Whether this rank holds all values between steps."""
+        return self.model.stage < 3
+
+    def refuse_values(self, func: Callable[..., Any]) -> NoReturn:
+        """The error for using values that are sharded."""
+        remedy = (
+            f"its values are sharded over {self.model.world.world_size} ranks and not gathered here. Read them under "
+            "aliquot.gathered(model), write them under aliquot.gathered(model, write=True), save with "
+            "aliquot.full_state_dict(model), load with aliquot.load_full_state_dict(model, state_dict), move or cast "
+            f"the model before aliquot.shard. If the model's own forward uses it outside the module of unit "
+            f"'{self.unit.name}', name the units with aliquot.shard(model, units=[...]) so that both lie in one"
+        )
+        refuse(self, func, "the parameter", remedy)
+
+    def refuse_gradient(self, func: Callable[..., Any]) -> NoReturn:
+        """The error for using a gradient that is sharded."""
+        remedy = (
+            "it is reduced into the store, sharded over the ranks. Clip with aliquot.clip_grad_norm_(model, max_norm) "
+            "or aliquot.AdamW(max_grad_norm=), step with aliquot.AdamW, forget it with zero_grad()"
+        )
+        refuse(self, func, "the gradient of", remedy)
+
+    def refuse_rebinding(self, func: Callable[..., Any]) -> NoReturn:
+        """The error for giving the parameter other memory than that of the store."""
+        remedy = (
+            "its values lie in the store and not in memory of its own. Write them in place, under "
+            "aliquot.gathered(model, write=True), or with aliquot.load_full_state_dict(model, state_dict); move or "
+            "cast the model before aliquot.shard"
+        )
+        refuse(self, func, "the parameter", remedy)
+
+    def require_bound(self) -> None:
+        """Refuses to go on where another parameter was put in this one's place."""
+        if self.holder._parameters.get(self.name.rpartition(".")[2]) is not self.unit.params[self.index]:
+            raise Error(
+                f"rank {self.rank}: {self.name} was replaced by another parameter after aliquot.shard; the store still "
+                "has the old one. Write values with aliquot.load_full_state_dict(model, state_dict) or under "
+                "aliquot.gathered(model, write=True)"
+            )
+
+    def gradient(self) -> torch.Tensor | None:
+        """What `param.grad` is outside forward and backward."""
+        if not self.unit.trainable or not self.model.engine.has_gradient(self.unit.index, self.index):
+            return None
+        if self.model.stage >= 2:
+            return StoredGradient.of(self)
+        return self.model.view(self.model.engine.whole_gradient(self.unit.index), self)
+
+    def set_gradient(self, value: torch.Tensor | None) -> None:
+        """What `param.grad = value` does: None drops the gradient in the store."""
+        if value is not None:
+            raise Error(
+                f"gradients of a sharded model are in the store; param.grad of {self.name} can only be set to None. "
+                "aliquot.clip_grad_norm_(model, max_norm) scales them, aliquot.AdamW steps with them"
+            )
+        if self.unit.trainable:
+            self.model.engine.clear_gradient(self.unit.index, self.index)
+            drop_autograd_grads([self.unit.params[self.index]])
+
+    def description(self) -> str:
+        """What printing the parameter shows."""
+        held = "whole on every rank" if self.readable else f"sharded over {self.model.world.world_size} ranks"
+        return f"<parameter '{self.name}' of shape {tuple(self.shape)}, {held}; aliquot.gathered(model) has its values>"
+
+
+_GRAD: Any = torch.Tensor.grad
+"""The attribute of plain tensors, under whatever a subclass defines."""
+
+
+def autograd_grads(params: list[nn.Parameter]) -> list[torch.Tensor | None]:
+    """The gradients that autograd left on the tensors themselves, whatever class the parameters have now."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return [_GRAD.__get__(param) for param in params]
+
+
+def drop_autograd_grads(params: list[nn.Parameter]) -> None:
+    """Frees those gradients."""
+    with torch._C.DisableTorchFunctionSubclass():
+        for param in params:
+            _GRAD.__set__(param, None)
