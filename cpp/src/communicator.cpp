@@ -2,6 +2,8 @@
 
 #include <atomic>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "aliquot/error.h"
 #include "observation.h"
@@ -36,6 +38,17 @@ PeerMemory Communicator::share(std::size_t) { refuse(*this, "share"); }
 void Communicator::post(Signal&, std::uint32_t) { refuse(*this, "post"); }
 
 void Communicator::wait_until(const std::function<bool()>&, std::string_view) { refuse(*this, "wait_until"); }
+
+bool Communicator::waiting(int) const { refuse(*this, "waiting"); }
+
+std::shared_ptr<void> Communicator::add_chore(std::function<void()> chore) {
+  const auto place = chores_.insert(chores_.end(), std::move(chore));
+  return {&*place, [this, place](void*) { chores_.erase(place); }};
+}
+
+void Communicator::do_chores() const {
+  for (const std::function<void()>& chore : chores_) chore();
+}
 
 bool reached(const Signal& signal, std::uint32_t value) noexcept {
   const std::uint32_t posted = std::atomic_ref(const_cast<Signal&>(signal)).load(std::memory_order_acquire);

@@ -1,7 +1,6 @@
 #include "outboxes.h"
 
 #include <algorithm>
-#include <atomic>
 #include <ranges>
 #include <utility>
 
@@ -21,10 +20,6 @@ namespace {
 constexpr std::uint32_t nothing = 0xfffffffe;
 constexpr std::uint32_t failure = 0xffffffff;
 
-std::uint32_t load(const Signal& signal) {
-  return std::atomic_ref(const_cast<Signal&>(signal)).load(std::memory_order_acquire);
-}
-
 auto ranks_of(const Communicator& communicator) { return std::views::iota(0, communicator.world_size()); }
 
 }  // namespace
@@ -32,13 +27,11 @@ auto ranks_of(const Communicator& communicator) { return std::views::iota(0, com
 Outboxes::Outboxes(Communicator& communicator, std::vector<std::string> names, std::size_t box_floats)
     : communicator_(communicator), names_(std::move(names)), box_floats_(box_floats),
       boxes_(communicator.share((working + reserve) * box_floats * sizeof(float))),
-      control_(communicator.share((names_.size() + 1) * sizeof(Record))), uses_(working + reserve) {}
+      control_(communicator.share(names_.size() * sizeof(Record))), uses_(working + reserve) {}
 
 Outboxes::Record& Outboxes::record(int rank, std::size_t unit) const {
-  return reinterpret_cast<Record*>(control_.part(rank))[unit + 1];
+  return reinterpret_cast<Record*>(control_.part(rank))[unit];
 }
-
-Signal& Outboxes::waiting(int rank) const { return *reinterpret_cast<Signal*>(control_.part(rank)); }
 
 float* Outboxes::box(int rank, std::size_t index) const {
   return reinterpret_cast<float*>(boxes_.part(rank)) + index * box_floats_;
@@ -58,7 +51,7 @@ std::optional<std::size_t> Outboxes::free_box(std::size_t count) const {
 
 bool Outboxes::held_up(std::size_t index) const {
   return std::ranges::any_of(ranks_of(communicator_), [&](int rank) {
-    return !reached(record(rank, uses_[index]->unit).said, uses_[index]->micro_step) && load(waiting(rank)) != 0;
+    return !reached(record(rank, uses_[index]->unit).said, uses_[index]->micro_step) && communicator_.waiting(rank);
   });
 }
 
@@ -67,54 +60,43 @@ float* Outboxes::claim(std::size_t unit, std::size_t index) {
   return box(communicator_.rank(), index);
 }
 
-float* Outboxes::take(std::size_t unit, const Progress& progress) {
+float* Outboxes::take(std::size_t unit) {
   const auto all_held_up = [this] {
     return std::ranges::all_of(std::views::iota(std::size_t{0}, working),
                                [this](auto index) { return held_up(index); });
   };
-  const auto done = [&] {
-    progress();
-    return free_box(working).has_value() || all_held_up();
-  };
-  if (!done()) wait(done, "an outbox for unit '" + names_[unit] + "'");
+  const auto done = [&] { return free_box(working).has_value() || all_held_up(); };
+  communicator_.wait_until(done, "an outbox for unit '" + names_[unit] + "'");
   const auto index = free_box(working);
   return index ? claim(unit, *index) : nullptr;
 }
 
-float* Outboxes::take_in_order(std::size_t unit, const Progress& progress) {
-  const auto done = [&] {
-    progress();
-    return free_box(working + reserve).has_value();
-  };
-  wait(done, "an outbox for unit '" + names_[unit] + "'");
+float* Outboxes::take_in_order(std::size_t unit) {
+  const auto done = [&] { return free_box(working + reserve).has_value(); };
+  communicator_.wait_until(done, "an outbox for unit '" + names_[unit] + "'");
   return claim(unit, *free_box(working + reserve));
 }
 
-void Outboxes::say(std::size_t unit, std::uint32_t content, const Progress& progress) {
-  const auto last_taken = [&] {
-    progress();
-    return everyone_took(unit, micro_step_ - 1);
-  };
-  if (!everyone_took(unit, micro_step_ - 1)) wait(last_taken, "ranks to sum unit '" + names_[unit] + "'");
+void Outboxes::say(std::size_t unit, std::uint32_t content) {
+  const auto last_taken = [&] { return everyone_took(unit, micro_step_ - 1); };
+  communicator_.wait_until(last_taken, "ranks to sum unit '" + names_[unit] + "'");
   Record& mine = record(communicator_.rank(), unit);
   mine.content = content;
   communicator_.post(mine.said, micro_step_);
 }
 
-void Outboxes::publish(std::size_t unit, const Progress& progress) {
+void Outboxes::publish(std::size_t unit) {
   for (std::size_t index = 0; index < uses_.size(); ++index) {
     if (uses_[index] && uses_[index]->unit == unit && uses_[index]->micro_step == micro_step_) {
-      return say(unit, static_cast<std::uint32_t>(index), progress);
+      return say(unit, static_cast<std::uint32_t>(index));
     }
   }
   throw Error("no outbox was taken for unit '" + names_[unit] + "'");
 }
 
-void Outboxes::publish_nothing(std::size_t unit, const Progress& progress) { say(unit, nothing, progress); }
+void Outboxes::publish_nothing(std::size_t unit) { say(unit, nothing); }
 
-void Outboxes::publish_failure(std::size_t unit) {
-  say(unit, failure, [] {});
-}
+void Outboxes::publish_failure(std::size_t unit) { say(unit, failure); }
 
 bool Outboxes::ready(std::size_t unit) const {
   for (const int rank : ranks_of(communicator_)) {
@@ -139,17 +121,5 @@ std::vector<const float*> Outboxes::contributions(std::size_t unit) const {
 }
 
 void Outboxes::took(std::size_t unit) { communicator_.post(record(communicator_.rank(), unit).taken, micro_step_); }
-
-void Outboxes::wait(const std::function<bool()>& done, const std::string& what) {
-  Signal& mine = waiting(communicator_.rank());
-  communicator_.post(mine, 1);
-  try {
-    communicator_.wait_until(done, what);
-  } catch (...) {
-    communicator_.post(mine, 0);
-    throw;
-  }
-  communicator_.post(mine, 0);
-}
 
 }  // namespace aliquot

@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -14,23 +13,21 @@
 namespace aliquot {
 
 /// A few buffers per rank that peers read, and for each (rank, unit) a record of what that rank contributes to the
-/// present micro-step: an outbox, nothing, or that it gave up. See docs/design.md, "Reducing without a partner".
+/// present micro-step: an outbox, nothing, or that it gave up. Whoever owns it makes its sums a chore of the
+/// communicator, so that they get on while any rank waits. See docs/design.md, "Reducing without a partner".
 class Outboxes {
  public:
-  /// Called while waiting, so that this rank's own sums get on and peers' outboxes free up.
-  using Progress = std::function<void()>;
-
   /// Collective. `names` are those of the units, for errors.
   Outboxes(Communicator& communicator, std::vector<std::string> names, std::size_t box_floats);
 
   /// An outbox of box_floats elements for `unit`; waits for one while peers get on. Null if all are held up by ranks
   /// that wait themselves: ranks that take different paths could otherwise wait for each other.
-  float* take(std::size_t unit, const Progress& progress);
+  float* take(std::size_t unit);
   /// The same at the end of the micro-step, from the reserve too: units in index order cannot wait in a circle.
-  float* take_in_order(std::size_t unit, const Progress& progress);
+  float* take_in_order(std::size_t unit);
   /// Says that the outbox taken for `unit` is full.
-  void publish(std::size_t unit, const Progress& progress);
-  void publish_nothing(std::size_t unit, const Progress& progress);
+  void publish(std::size_t unit);
+  void publish_nothing(std::size_t unit);
   void publish_failure(std::size_t unit);
 
   /// True once every rank has said what it contributes. \throws CommunicatorError if one gave up.
@@ -40,8 +37,6 @@ class Outboxes {
   /// Says that this rank has read its part of all contributions.
   void took(std::size_t unit);
   void next_micro_step() { ++micro_step_; }
-  /// Waits for `done`, making progress; peers may see this rank as waiting.
-  void wait(const std::function<bool()>& done, const std::string& what);
 
   std::size_t bytes() const { return boxes_.part_bytes; }
 
@@ -51,9 +46,8 @@ class Outboxes {
   static constexpr std::size_t reserve = 1;  ///< and one more at its end
 
   Record& record(int rank, std::size_t unit) const;
-  Signal& waiting(int rank) const;
   float* box(int rank, std::size_t index) const;
-  void say(std::size_t unit, std::uint32_t content, const Progress& progress);
+  void say(std::size_t unit, std::uint32_t content);
   float* claim(std::size_t unit, std::size_t index);
   std::optional<std::size_t> free_box(std::size_t count) const;
   bool everyone_took(std::size_t unit, std::uint32_t micro_step) const;

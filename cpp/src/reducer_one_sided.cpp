@@ -6,37 +6,35 @@
 namespace aliquot {
 
 bool Reducer::offer_one_sided(std::size_t unit, const Gradients& gradients) {
-  const auto progress = [this] { sum_what_is_ready(); };
-  float* full = outboxes_->take(unit, progress);
+  float* full = outboxes_->take(unit);
   if (full == nullptr) return false;
   pack(unit, gradients, full);
-  outboxes_->publish(unit, progress);
+  outboxes_->publish(unit);
   note(unit, gradients);
   sum_what_is_ready();
   return true;
 }
 
 void Reducer::finish_one_sided(const Left& left) {
-  const auto progress = [this] { sum_what_is_ready(); };
   std::vector<const Gradients*> mine(units_.size(), nullptr);
   for (const auto& [unit, gradients] : left) mine.at(unit) = &gradients;
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
     if (!units_[unit].offered && mine[unit] == nullptr && store_.holds(unit, Role::grad)) {
-      outboxes_->publish_nothing(unit, progress);
+      outboxes_->publish_nothing(unit);
       units_[unit].offered = true;
     }
   }
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
     if (mine[unit] == nullptr) continue;
-    pack(unit, *mine[unit], outboxes_->take_in_order(unit, progress));
-    outboxes_->publish(unit, progress);
+    pack(unit, *mine[unit], outboxes_->take_in_order(unit));
+    outboxes_->publish(unit);
     note(unit, *mine[unit]);
   }
+  sum_what_is_ready();
   const auto all_summed = [this] {
-    sum_what_is_ready();
     return std::ranges::none_of(units_, [](const Unit& unit) { return unit.offered && !unit.summed; });
   };
-  outboxes_->wait(all_summed, "all gradients of this backward");
+  communicator_.wait_until(all_summed, "all gradients of this backward");
   outboxes_->next_micro_step();
 }
 
@@ -52,18 +50,21 @@ void Reducer::sum_what_is_ready() {
 }
 
 void Reducer::abandon() {
-  if (outboxes_) {
-    const bool begun = std::ranges::any_of(units_, [](const Unit& unit) { return unit.offered; });
-    for (std::size_t unit = 0; begun && unit < units_.size(); ++unit) {
-      if (store_.holds(unit, Role::grad)) outboxes_->took(unit);
-    }
-    for (std::size_t unit = 0; begun && unit < units_.size(); ++unit) {
-      if (!units_[unit].offered && store_.holds(unit, Role::grad)) outboxes_->publish_failure(unit);
-    }
-    if (begun) outboxes_->next_micro_step();
-  }
+  std::vector<bool> offered(units_.size());
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) offered[unit] = units_[unit].offered;
   for (Unit& unit : units_) unit.offered = unit.summed = false;
   clear();
+  if (outboxes_ && std::ranges::find(offered, true) != offered.end()) give_up(offered);
+}
+
+void Reducer::give_up(const std::vector<bool>& offered) {
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+    if (store_.holds(unit, Role::grad)) outboxes_->took(unit);
+  }
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+    if (store_.holds(unit, Role::grad) && !offered[unit]) outboxes_->publish_failure(unit);
+  }
+  outboxes_->next_micro_step();
 }
 
 }  // namespace aliquot

@@ -45,7 +45,23 @@ void SharedCommunicator::post(Signal& signal, std::uint32_t value) {
 }
 
 void SharedCommunicator::wait_until(const std::function<bool()>& ready, std::string_view what) {
-  waiter_.wait(ready, [&] { return std::string(what); });
+  if (ready()) return waiter_.require_intact();
+  struct Waiting {
+    explicit Waiting(SharedCommunicator& communicator) : communicator(communicator) { say(1); }
+    ~Waiting() { say(0); }
+    void say(std::uint32_t value) { communicator.post(communicator.world_.state(communicator.rank()).waiting, value); }
+    SharedCommunicator& communicator;
+  };
+  const Waiting waiting(*this);
+  const auto chores_then_ready = [&] {
+    do_chores();
+    return ready();
+  };
+  waiter_.wait(chores_then_ready, [&] { return std::string(what); });
+}
+
+bool SharedCommunicator::waiting(int rank) const {
+  return std::atomic_ref(world_.state(rank).waiting).load(std::memory_order_acquire) != 0;
 }
 
 // The memory is an anonymous file of its own, open only until every rank has mapped it: it is freed with its last

@@ -43,6 +43,7 @@ class SharedCommunicator final : public Communicator {
   PeerMemory share(std::size_t part_bytes) override;
   void post(Signal& signal, std::uint32_t value) override;
   void wait_until(const std::function<bool()>& ready, std::string_view what) override;
+  bool waiting(int rank) const override;
 
  private:
   /// Ranks that call collectives together, all of them or two, with one lane each.

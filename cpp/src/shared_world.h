@@ -21,6 +21,7 @@ struct Lane {
 
 struct RankState {
   alignas(64) Signal left;  ///< 1 once the rank has ended its communicator in good order
+  Signal waiting;           ///< 1 while the rank is inside wait_until
 };
 
 /// [ Doorbell, Failure | part of rank 0 | part of rank 1 | ... ], where a part is

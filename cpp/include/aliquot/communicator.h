@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <list>
 #include <memory>
 #include <span>
 #include <string>
@@ -89,14 +90,22 @@ class Communicator {
   /// Blocks the host until `ready()`; `ready` reads signals through `reached` and needs all that it reads, so that the
   /// wait ends if the rank of one that is missing has left. `what` completes "rank 1 waited for ..." in an error.
   virtual void wait_until(const std::function<bool()>& ready, std::string_view what);
+  /// True while `rank` is inside wait_until.
+  virtual bool waiting(int rank) const;
+  /// Adds work that this rank does for its peers whenever it waits in wait_until, whatever for: ranks that wait for
+  /// different things still get each other on. Runs on the waiting thread; what it throws ends the wait. Keep the
+  /// result as long as the work is to be done; it must not outlive the communicator.
+  [[nodiscard]] std::shared_ptr<void> add_chore(std::function<void()> chore);
 
  protected:
   Communicator(int rank, int world_size, std::chrono::milliseconds timeout);
+  void do_chores() const;
 
  private:
   int rank_;
   int world_size_;
   std::chrono::milliseconds timeout_;
+  std::list<std::function<void()>> chores_;
 };
 
 /// True once `signal` has been posted with `value` or a later one (values wrap). Acquires what was written before.
