@@ -34,6 +34,9 @@ RULES = (
     NativeRule("cpp", including("cuda", "nvml", "cublas"), "cpp/ never includes CUDA"),
     NativeRule("cpp", including("torch/", "ATen/", "c10/"), "cpp/ knows no torch"),
     NativeRule("cpp", including("pybind11/", "Python.h"), "cpp/ knows no Python"),
+    NativeRule(
+        "cpp", including("iostream", "fstream", "sstream"), "cpp/ uses no iostreams (docs/design.md, section 4)"
+    ),
     NativeRule("cuda", including("torch/", "ATen/", "c10/"), "cuda/ knows no torch"),
     NativeRule("python/src", including("torch/", "ATen/", "c10/"), "python/src knows no torch"),
     NativeRule("python/src", re.compile(r"import\(\s*\"torch"), "python/src knows no torch"),

@@ -1,7 +1,7 @@
 #include "envelope.h"
 
 #include <algorithm>
-#include <sstream>
+#include <string>
 
 namespace aliquot {
 namespace {
@@ -30,12 +30,10 @@ Envelope make_envelope(std::string_view collective, const Tag& tag, std::uint64_
 }
 
 std::string to_text(const Envelope& envelope) {
-  std::ostringstream text;
-  text << load(envelope.collective) << " \"" << load(envelope.operation) << '"';
-  if (envelope.unit[0] != '\0') text << " of unit \"" << load(envelope.unit) << '"';
-  if (envelope.root >= 0) text << " from rank " << envelope.root;
-  text << " (size " << envelope.size << ", call " << envelope.sequence << ')';
-  return text.str();
+  std::string text = std::string(load(envelope.collective)) + " \"" + std::string(load(envelope.operation)) + '"';
+  if (envelope.unit[0] != '\0') text += " of unit \"" + std::string(load(envelope.unit)) + '"';
+  if (envelope.root >= 0) text += " from rank " + std::to_string(envelope.root);
+  return text + " (size " + std::to_string(envelope.size) + ", call " + std::to_string(envelope.sequence) + ')';
 }
 
 }  // namespace aliquot

@@ -1,14 +1,16 @@
 #include "process.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
-#include <fstream>
-#include <sstream>
+#include <vector>
 
 #include "aliquot/error.h"
 
@@ -22,14 +24,22 @@ std::string host_name() {
 }
 
 std::string boot_id() {
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  std::string id;
-  return file >> id ? id : "unknown";
+  std::array<char, 64> id{};
+  const int file = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+  const bool known = file >= 0 && read(file, id.data(), id.size() - 1) > 0;
+  if (file >= 0) close(file);
+  return known ? std::string(id.data(), std::strcspn(id.data(), "\n")) : "unknown";
 }
 
 std::string pid_namespace_id() {
   std::array<char, 64> link{};
   return readlink("/proc/self/ns/pid", link.data(), link.size() - 1) > 0 ? link.data() : "unknown";
+}
+
+template <typename Number>
+bool parse(const std::string& word, Number& number) {
+  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), number);
+  return error == std::errc{} && end == word.data() + word.size();
 }
 
 }  // namespace
@@ -39,16 +49,23 @@ ProcessIdentity ProcessIdentity::of_this_process() {
 }
 
 std::string ProcessIdentity::to_text() const {
-  std::ostringstream text;
-  text << host << ' ' << boot << ' ' << pid_namespace << ' ' << user << ' ' << pid;
-  return text.str();
+  return host + ' ' + boot + ' ' + pid_namespace + ' ' + std::to_string(user) + ' ' + std::to_string(pid);
 }
 
 ProcessIdentity ProcessIdentity::from_text(const std::string& text) {
+  std::vector<std::string> words;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(' ', begin), text.size());
+    words.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
   ProcessIdentity identity;
-  std::istringstream words(text);
-  words >> identity.host >> identity.boot >> identity.pid_namespace >> identity.user >> identity.pid;
-  if (!words) throw CommunicatorError("the store holds '" + text + "' where a rank's host and process should be");
+  if (words.size() != 5 || !parse(words[3], identity.user) || !parse(words[4], identity.pid)) {
+    throw CommunicatorError("the store holds '" + text + "' where a rank's host and process should be");
+  }
+  identity.host = words[0];
+  identity.boot = words[1];
+  identity.pid_namespace = words[2];
   return identity;
 }
 

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <sstream>
+#include <string>
 
 #include "aliquot/error.h"
 #include "observation.h"
@@ -41,9 +41,9 @@ bool spin(const std::function<bool()>& ready) {
 }
 
 std::string list_of(const std::vector<int>& ranks) {
-  std::ostringstream text;
-  for (const int rank : ranks) text << (rank == ranks.front() ? "rank " : ", rank ") << rank;
-  return ranks.empty() ? "unknown" : text.str();
+  std::string text;
+  for (const int rank : ranks) text += (text.empty() ? "rank " : ", rank ") + std::to_string(rank);
+  return ranks.empty() ? "unknown" : text;
 }
 
 }  // namespace
@@ -109,13 +109,13 @@ bool Waiter::ready_or_lost(const std::function<bool()>& ready, const Sentence& w
 void Waiter::pass_deadline(const std::function<bool()>& ready, const Sentence& what) {
   const Observation seen = observe(ready);
   if (seen.ready) return;
-  std::ostringstream text;
-  text << "rank " << rank_ << " waited for " << what() << ", in vain for " << timeout_.count()
-       << " ms (the communicator's timeout); not arrived: " << list_of(owners(seen.unreached))
-       << ". See what these ranks do; if they are only slow, give a longer timeout";
-  fail(-1, text.str());
+  const std::string text = "rank " + std::to_string(rank_) + " waited for " + what() + ", in vain for " +
+                           std::to_string(timeout_.count()) +
+                           " ms (the communicator's timeout); not arrived: " + list_of(owners(seen.unreached)) +
+                           ". See what these ranks do; if they are only slow, give a longer timeout";
+  fail(-1, text);
   require_intact();
-  throw CommunicatorError(text.str());
+  throw CommunicatorError(text);
 }
 
 void Waiter::check_interrupt(const Sentence& what) {

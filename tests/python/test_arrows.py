@@ -20,6 +20,7 @@ def write(root: Path, path: str, text: str) -> None:
         ("cpp/include/aliquot/a.h", "#include <torch/torch.h>\n", "a.h:1: cpp/ knows no torch"),
         ("cpp/src/a.cpp", '  #  include "cuda/scale.h"\n', "a.cpp:1: cpp/ never includes CUDA"),
         ("cpp/src/cpu/a.cpp", "#include <pybind11/pybind11.h>\n", "a.cpp:1: cpp/ knows no Python"),
+        ("cpp/src/a.cpp", "#include <sstream>\n", "a.cpp:1: cpp/ uses no iostreams"),
         ("cuda/a.cu", "#include <ATen/ATen.h>\n", "a.cu:1: cuda/ knows no torch"),
         ("python/src/a.cpp", 'py::module_::import("torch.utils");\n', "a.cpp:1: python/src knows no torch"),
         ("tools/a.py", "def f():\n    import torch.nn\n", "a.py:2: torch is imported only in python/aliquot"),
