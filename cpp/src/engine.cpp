@@ -50,9 +50,8 @@ void Engine::leave_backward() {
 void Engine::finish_backward(const Left& left, Stream) {
   leave_backward();
   reducer_.finish(left);
-  if (store_.stage().shards_gradients()) return;
   reducer_.agree_on_presence();
-  spread(Role::grad);
+  if (!store_.stage().shards_gradients()) spread(Role::grad);
 }
 
 void Engine::spread(Role role) {

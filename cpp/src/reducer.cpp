@@ -20,7 +20,7 @@ Reducer::Reducer(ShardStore& store, Communicator& communicator, MemoryResource& 
   }
   if (communicator.one_sided()) {
     outboxes_ = std::make_unique<Outboxes>(communicator, std::move(names), largest);
-    chore_ = communicator.add_chore([this] { sum_what_is_ready(); });
+    chore_ = communicator.add_chore([this] { sum_for_peers(); });
   } else {
     outbox_ = Buffer(memory, largest * sizeof(float));
     sums_ = Buffer(memory, outbox_.bytes() / static_cast<std::size_t>(communicator.world_size()));

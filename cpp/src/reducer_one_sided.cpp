@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "aliquot/error.h"
 #include "aliquot/reducer.h"
 #include "outboxes.h"
 
@@ -30,8 +31,8 @@ void Reducer::finish_one_sided(const Left& left) {
     outboxes_->publish(unit);
     note(unit, *mine[unit]);
   }
-  sum_what_is_ready();
   const auto all_summed = [this] {
+    sum_what_is_ready();
     return std::ranges::none_of(units_, [](const Unit& unit) { return unit.offered && !unit.summed; });
   };
   communicator_.wait_until(all_summed, "all gradients of this backward");
@@ -49,12 +50,20 @@ void Reducer::sum_what_is_ready() {
   }
 }
 
+// A wait for something else is no place for another model's failure: this one meets it again in its own finish.
+void Reducer::sum_for_peers() noexcept {
+  try {
+    sum_what_is_ready();
+  } catch (const CommunicatorError&) {
+  }
+}
+
 void Reducer::abandon() {
   std::vector<bool> offered(units_.size());
   for (std::size_t unit = 0; unit < units_.size(); ++unit) offered[unit] = units_[unit].offered;
   for (Unit& unit : units_) unit.offered = unit.summed = false;
   clear();
-  if (outboxes_ && std::ranges::find(offered, true) != offered.end()) give_up(offered);
+  if (outboxes_) give_up(offered);
 }
 
 void Reducer::give_up(const std::vector<bool>& offered) {

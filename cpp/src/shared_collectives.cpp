@@ -58,7 +58,7 @@ void SharedCommunicator::round(Group& group, const Envelope& call, const Write& 
     return std::all_of(group.lanes.begin(), group.lanes.end(),
                        [&group](const Lane* lane) { return reached(lane->round, group.round); });
   };
-  waiter_.wait(all_here, [&mine] { return to_text(mine); });
+  wait(all_here, [&mine] { return to_text(mine); });
   require_agreement(group);
   for (std::size_t member = 0; member < group.lanes.size(); ++member) read(member, group.buffer(member));
 }

@@ -45,6 +45,10 @@ void SharedCommunicator::post(Signal& signal, std::uint32_t value) {
 }
 
 void SharedCommunicator::wait_until(const std::function<bool()>& ready, std::string_view what) {
+  wait(ready, [&] { return std::string(what); });
+}
+
+void SharedCommunicator::wait(const std::function<bool()>& ready, const Sentence& what) {
   if (ready()) return waiter_.require_intact();
   struct Waiting {
     explicit Waiting(SharedCommunicator& communicator) : communicator(communicator) { say(1); }
@@ -57,7 +61,7 @@ void SharedCommunicator::wait_until(const std::function<bool()>& ready, std::str
     do_chores();
     return ready();
   };
-  waiter_.wait(chores_then_ready, [&] { return std::string(what); });
+  waiter_.wait(chores_then_ready, what);
 }
 
 bool SharedCommunicator::waiting(int rank) const {

@@ -73,6 +73,8 @@ class SharedCommunicator final : public Communicator {
   void pass(Group& group, const Envelope& call, std::size_t sender, std::span<const std::byte> data, std::byte* into);
   std::size_t longest_piece(std::size_t element_bytes) const;
 
+  /// Any wait for peers: says that this rank waits, and does its chores.
+  void wait(const std::function<bool()>& ready, const Sentence& what);
   /// Rank 0 makes memory for all; the others map it.
   std::shared_ptr<SharedMemory> offer(std::size_t part_bytes);
   std::shared_ptr<SharedMemory> map_or_abort(const std::function<std::shared_ptr<SharedMemory>()>& map);

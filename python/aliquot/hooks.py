@@ -5,7 +5,8 @@ docs/design.md, "When a unit's backward is done" and "When a backward ends", say
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -29,13 +30,17 @@ class Engine:
         """Calls at the end of the backward that is under way, if it does not raise."""
         Variable._execution_engine.queue_callback(call)
 
+    def note_change(self, params: Iterable[torch.Tensor]) -> None:
+        """Makes graphs that saved the parameters refuse to be walked: the values are others now."""
+        torch.autograd.graph.increment_version(list(params))
+
 
 def install(model: ShardedModel) -> Passes:
     """Hooks the model's modules."""
     passes = Passes(model, Engine())
     for module in {model.root: None, **model.needs}:
         hooks = _ModuleHooks(passes, module, model.needs.get(module, []))
-        module.register_forward_pre_hook(hooks.pre_forward, with_kwargs=True)
+        module.register_forward_pre_hook(hooks.pre_forward, with_kwargs=True, prepend=True)
         module.register_forward_hook(hooks.post_forward, always_call=True)
     model.root.register_load_state_dict_pre_hook(_LoadHook(model))  # type: ignore[no-untyped-call]
     return passes
@@ -106,23 +111,31 @@ class _Arrivals:
     def __init__(self, passes: Passes, units: list[Unit]) -> None:
         self.passes = passes
         self.units = units
-        self.params = {param for unit in units if unit.trainable for param in unit.params}
-        self.watching = False
+        self.params = [param for unit in units if unit.trainable for param in unit.params]
+        self.watched: set[torch.Tensor] = set()
 
     def watch(self) -> None:
-        """Registers the hooks, once."""
-        if self.watching:
-            return
-        self.watching = True
+        """Registers the hooks, once. Torch holds them where gc can't look, so they must not hold the model."""
+        this = weakref.ref(self)
         for param in self.params:
-            param.register_post_accumulate_grad_hook(self._arrive)  # type: ignore[no-untyped-call]
+            if param.requires_grad and param not in self.watched:
+                self.watched.add(param)
+                param.register_post_accumulate_grad_hook(lambda param: _arrive(this, param))  # type: ignore[no-untyped-call]
 
-    def _arrive(self, param: torch.Tensor) -> None:
+    def arrive(self, param: torch.Tensor) -> None:
+        """The gradient of `param` is there."""
         self.passes.enter_backward()
         self.passes.arrived.add(param)
-        if self.params <= self.passes.arrived:
-            self.passes.arrived -= self.params
+        wanted = {param for param in self.params if param.requires_grad}
+        if wanted <= self.passes.arrived:
+            self.passes.arrived -= wanted
             self.passes.post_backward(self.units)
+
+
+def _arrive(arrivals: weakref.ref[_Arrivals], param: torch.Tensor) -> None:
+    found = arrivals()
+    if found is not None:
+        found.arrive(param)
 
 
 def _seen_by(inputs: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -138,10 +151,18 @@ def _seen_by(inputs: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tenso
 
 
 def _when_all_have_gradients(tensors: list[torch.Tensor], call: Callable[[], None]) -> None:
-    if len(tensors) == 1:
-        tensors[0].register_hook(lambda _: call())  # type: ignore[no-untyped-call]
-    else:
-        torch.autograd.graph.register_multi_grad_hook(tensors, lambda _: call(), mode="all")
+    """If one of them gets none, `call` does not come, and the end of the backward does its work."""
+    arrived = 0
+
+    def arrive(_: torch.Tensor) -> None:
+        nonlocal arrived
+        arrived += 1
+        if arrived % count == 0:
+            call()
+
+    count = len(tensors)
+    for tensor in tensors:
+        tensor.register_hook(arrive)  # type: ignore[no-untyped-call]
 
 
 def _before_backward(call: Callable[[], None]) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -13,7 +13,7 @@ from torch import nn
 from aliquot import _core
 from aliquot._core import Error, InvalidArgument
 from aliquot.passes import require_finished
-from aliquot.places import Place, drop_autograd_grads
+from aliquot.places import Place, autograd_grads, drop_autograd_grads
 from aliquot.sharded import ShardedModel, sharded
 
 logger = logging.getLogger("aliquot")
@@ -73,6 +73,8 @@ class AdamW(torch.optim.Optimizer):
         self._note(self.model.engine.step(groups, self.max_grad_norm))
         for unit in self.model.units:
             unit.expected = 0
+        if not self.skipped_in_a_row:
+            self.model.note_change()
         return loss
 
     def _note(self, result: _core.StepResult) -> None:
@@ -92,7 +94,6 @@ class AdamW(torch.optim.Optimizer):
         self.model.engine.clear_gradients()
         for unit in self.model.units:
             drop_autograd_grads(unit.params)
-        self.model.unreduced = False
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Only while the optimizer is made: its states are laid out then."""
@@ -129,11 +130,15 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
 def require_reduced(model: ShardedModel) -> None:
     """Refuses to use gradients that are not there yet."""
     require_finished(model.passes)
-    if model.unreduced:
-        raise Error(
-            "gradients of a backward under aliquot.no_sync were not reduced yet: run the last backward before the step "
-            "outside of it"
-        )
+    for unit in model.units:
+        if unit.private:
+            raise Error("within aliquot.gathered the parameters are private copies: step and clip outside of it")
+        if any(grad is not None for grad in autograd_grads(unit.params)):
+            raise Error(
+                f"gradients of unit '{unit.name}' were not reduced. They come from a backward under aliquot.no_sync "
+                "(run the last one before the step outside of it), or from one that did not pass the forward of "
+                "a module that aliquot.shard hooked (call the model itself, or name the modules you call in units=)"
+            )
 
 
 def _core_group(group: dict[str, Any]) -> _core.AdamWGroup:

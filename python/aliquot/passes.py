@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Protocol
 
 import torch
@@ -26,6 +28,9 @@ class Autograd(Protocol):
 
     def at_end(self, call: Callable[[], None]) -> None:
         """Calls at the end of the backward that is under way, if it does not raise."""
+
+    def note_change(self, params: Iterable[torch.Tensor]) -> None:
+        """Makes graphs that saved the parameters refuse to be walked: the values are others now."""
 
 
 @dataclass(eq=False)
@@ -49,7 +54,7 @@ class Passes:
         """Before the forward of a module with units of its own, perhaps inside another such forward."""
         if self.in_backward and not self.autograd.is_running():
             self.give_up("the backward before did not finish; the gradients since the last zero_grad are given up")
-        if module is self.model.root and self.depth and not self.in_backward:
+        if module is self.model.root and self.depth and not self.in_backward and not _calls_itself(module):
             self.give_up("the forward before did not finish; the gradients since the last zero_grad are given up")
         if self.depth == 0:
             self.training = torch.is_grad_enabled()
@@ -72,7 +77,12 @@ class Passes:
 
     def give_back(self, unit: Unit) -> None:
         """Undoes `gather`."""
-        if unit.open_count:
+        if unit.open_count == 0:
+            return
+        try:
+            if self.model.stage == 3 and not unit.private:
+                unit.require_unwritten()
+        finally:
             unit.close()
             self.model.engine.post_forward(unit.index)
 
@@ -91,11 +101,13 @@ class Passes:
             if address := self.model.engine.pre_backward(unit.index):
                 self.model.land(unit, address)
                 unit.open()
+                unit.open_in_backward = unit.seen_in_backward = True
 
     def post_backward(self, units: list[Unit]) -> None:
         """The gradients of a forward's inputs are there: what it saved has been used."""
         self.enter_backward()
         for unit in units:
+            self._require_seen(unit)
             last = unit.expected == 1
             unit.expected = max(0, unit.expected - 1)
             self._release(unit, autograd_grads(unit.params) if last and self.synchronize else [])
@@ -103,8 +115,7 @@ class Passes:
     def _release(self, unit: Unit, grads: list[torch.Tensor | None]) -> None:
         complete = bool(grads) and unit.trainable and all(grad is not None for grad in grads)
         addresses, kept = _addresses(grads) if complete else ([], [])
-        if unit.open_count:
-            unit.close()
+        self._close(unit)
         taken = self.model.engine.post_backward(unit.index, addresses)
         del kept
         if complete and taken:
@@ -115,13 +126,13 @@ class Passes:
         left = [(unit, autograd_grads(unit.params)) for unit in self.model.units]
         left = [(unit, grads) for unit, grads in left if any(grad is not None for grad in grads)]
         _refuse_frozen(left)
+        for unit, _ in left:
+            self._require_seen(unit)
         if self.synchronize:
             self.reduce(left)
         else:
             self.model.engine.leave_backward()
-            self.model.unreduced = bool(left) or self.model.unreduced
-        self._close_all()
-        self.in_backward = False
+        self._leave_backward()
 
     def reduce(self, left: list[tuple[Unit, list[torch.Tensor | None]]]) -> None:
         """Ends the micro-step with the gradients that are still on the tensors."""
@@ -129,13 +140,27 @@ class Passes:
         self.model.engine.finish_backward([(index, addresses) for index, addresses, _ in packed])
         for unit, _ in left:
             drop_autograd_grads(unit.params)
-        self.model.unreduced = False
 
-    def _close_all(self) -> None:
+    def _require_seen(self, unit: Unit) -> None:
+        """Refuses a backward that read a slot without gathering its unit again."""
+        if self.model.engine.uses_slots and not unit.seen_in_backward and not unit.private:
+            raise Error(
+                f"rank {self.model.world.rank}: the backward of unit '{unit.name}' ran without its parameters "
+                "gathered, so its gradients are wrong. Its module's outputs must be tensors, or tuples, lists, dicts "
+                "or dataclasses of them, not changed in place; or put it into a larger unit with aliquot.shard(units=)"
+            )
+
+    def _close(self, unit: Unit) -> None:
+        if unit.open_in_backward:
+            unit.open_in_backward = False
+            unit.close()
+
+    def _leave_backward(self) -> None:
         self.arrived.clear()
         for unit in self.model.units:
-            unit.open_count = 0
-            unit.close()
+            self._close(unit)
+            unit.seen_in_backward = False
+        self.in_backward = False
 
     def give_up(self, why: str) -> None:
         """Puts everything back after a pass that did not finish."""
@@ -144,10 +169,22 @@ class Passes:
         for unit in self.model.units:
             unit.expected = 0
             drop_autograd_grads(unit.params)
-        self._close_all()
+            unit.open_in_backward = False
+            unit.open_count = 1
+            if not unit.private:
+                unit.close()
+        self._leave_backward()
         self.depth = 0
-        self.in_backward = False
-        self.model.unreduced = False
+
+
+def _calls_itself(module: nn.Module) -> bool:
+    """Whether the call of `module` that is under way comes from within another one, or that one was cut short."""
+    frame: FrameType | None = sys._getframe()
+    calls = 0
+    while frame is not None:
+        calls += frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is module
+        frame = frame.f_back
+    return calls > 1
 
 
 def _addresses(grads: list[torch.Tensor | None]) -> tuple[list[int], list[torch.Tensor | None]]:

@@ -76,7 +76,13 @@ class Place:
             )
 
     def gradient(self) -> torch.Tensor | None:
-        """What `param.grad` is outside forward and backward."""
+        """What `param.grad` is outside forward and backward: an unreduced gradient, or the one in the store.
+
+        At stages 0 and 1 the tensor is the store's own memory, which the next backward overwrites.
+        """
+        unreduced = autograd_grads([self.unit.params[self.index]])[0]
+        if unreduced is not None:
+            return unreduced
         if not self.unit.trainable or not self.model.engine.has_gradient(self.unit.index, self.index):
             return None
         if self.model.stage >= 2:

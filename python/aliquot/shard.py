@@ -51,6 +51,8 @@ def shard(
 
 
 def _check(model: nn.Module, stage: int) -> None:
+    if not isinstance(model, nn.Module):
+        raise InvalidArgument(f"shard takes an nn.Module, not a {type(model).__name__}")
     if "_aliquot" in model.__dict__:
         raise InvalidArgument("the model is sharded already")
     if stage not in (0, 1, 2, 3):

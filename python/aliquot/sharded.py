@@ -11,7 +11,7 @@ import torch.utils.dlpack
 from torch import nn
 
 from aliquot import _core
-from aliquot._core import InvalidArgument
+from aliquot._core import Error, InvalidArgument
 from aliquot.guard import ShardedParameter
 from aliquot.places import Place
 from aliquot.units import Group, Plan
@@ -32,9 +32,15 @@ class Unit:
     places: list[Place] = field(default_factory=list)
     address: int = 0
     """Where the full unit lies, as the parameters' tensors see it."""
-    private: bool = False
-    """The parameters are private copies for now (aliquot.gathered) and not where the unit lies."""
+    private: int = 0
+    """How many aliquot.gathered hold it: the parameters are private copies then, and not where the unit lies."""
     open_count: int = 0
+    open_in_backward: bool = False
+    """One of those openings is a backward's."""
+    seen_in_backward: bool = False
+    """It was gathered for the backward under way."""
+    versions: list[int] = field(default_factory=list)
+    """Of the parameters' tensors, when they were opened."""
     expected: int = 0
     """Calls of forward whose backward has not come yet."""
 
@@ -44,6 +50,17 @@ class Unit:
         if self.open_count == 1:
             for param in self.params:
                 param.__class__ = nn.Parameter
+            self.versions = [param._version for param in self.params]
+
+    def require_unwritten(self) -> None:
+        """Refuses what a forward wrote to its own parameters: it is not this rank's to write."""
+        for place, param, version in zip(self.places, self.params, self.versions, strict=True):
+            if param._version != version:
+                raise Error(
+                    f"rank {place.rank}: {place.name} was written to while its unit was gathered in forward. "
+                    "At stage 3 that memory belongs to its owners: write between steps, under "
+                    "aliquot.gathered(model, write=True)"
+                )
 
     def close(self) -> None:
         """Undoes `open`; the last one puts the guard back."""
@@ -66,8 +83,6 @@ class ShardedModel:
         self.needs = {module: [of_group[group] for group in groups] for module, groups in plan.needs.items()}
         self.passes: Passes
         """Set when the hooks are installed."""
-        self.unreduced = False
-        """Gradients of a backward under no_sync wait in `param.grad`."""
         for group, unit in of_group.items():
             self._place(group, unit)
 
@@ -79,6 +94,10 @@ class ShardedModel:
             _detach_values(param)
             param.__dict__["_aliquot"] = place
             param.__class__ = ShardedParameter
+
+    def note_change(self) -> None:
+        """The parameters have other values now: graphs that saved them must not be walked any more."""
+        self.passes.autograd.note_change(param for unit in self.units for param in unit.params)
 
     def require_bound(self) -> None:
         """Refuses to go on where parameters were replaced."""
@@ -99,8 +118,9 @@ class ShardedModel:
             return
         unit.address = address
         unit.open()
-        for place, param in zip(unit.places, unit.params, strict=True):
-            param.data = self.view(address, place)
+        with torch.inference_mode(False):
+            for place, param in zip(unit.places, unit.params, strict=True):
+                param.data = self.view(address, place)
         unit.close()
 
 
@@ -122,6 +142,8 @@ def remember(model: ShardedModel) -> None:
 
 def sharded(module: nn.Module) -> ShardedModel:
     """The sharded model whose root is `module`."""
+    if not isinstance(module, nn.Module):
+        raise InvalidArgument(f"this takes the model that aliquot.shard returned, not a {type(module).__name__}")
     found = module.__dict__.get("_aliquot")
     if not isinstance(found, ShardedModel):
         raise InvalidArgument(f"this {type(module).__name__} is not sharded: call aliquot.shard(model) on it first")

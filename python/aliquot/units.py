@@ -89,6 +89,8 @@ def _innermost_units(model: nn.Module, units: set[nn.Module]) -> Iterator[tuple[
 
 
 def _chosen(model: nn.Module, units: Sequence[type[nn.Module]] | Sequence[nn.Module]) -> list[nn.Module]:
+    if not isinstance(units, Sequence):
+        raise InvalidArgument(f"units is {units!r:.200}; it is a list of module classes, or of modules of the model")
     inside = set(model.modules())
     found: list[nn.Module] = []
     for unit in units:

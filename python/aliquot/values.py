@@ -63,13 +63,14 @@ def gathered(what: nn.Module | Iterable[nn.Parameter], write: bool = False) -> I
         for unit, places in kept:
             for param, data in zip(unit.params, places, strict=True):
                 param.data = data
-            unit.private = False
+            unit.private -= 1
             unit.close()
     if write:
         with writing(model) as put:
             for unit, values in written:
                 for place, value in zip(unit.places, values, strict=True):
                     put(place, value)
+        model.note_change()
     elif before != after:
         raise Error(
             "parameters were changed under aliquot.gathered(model), which only reads: the changes are dropped. Write "
@@ -85,7 +86,7 @@ def _state(unit: Unit) -> list[tuple[int, int]]:
 def _read(model: ShardedModel, unit: Unit) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
     values = read_unit(model, unit)
     unit.open()
-    unit.private = True
+    unit.private += 1
     return zip(unit.params, values, strict=True)
 
 
@@ -143,6 +144,7 @@ def load_full_state_dict(model: nn.Module, state_dict: Mapping[str, torch.Tensor
         for unit in state.units:
             for place in unit.places:
                 write(place, state_dict[place.name] if state.world.rank == 0 else torch.empty(place.shape))
+    state.note_change()
     for name, buffer in buffers.items():
         value = state_dict[name].to(buffer.dtype) if state.world.rank == 0 else buffer
         same = value.detach().contiguous().clone()

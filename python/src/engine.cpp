@@ -110,6 +110,7 @@ void register_engine(py::module_& module) {
       .def("clear_gradient", &Engine::clear_gradient, released)
       .def("has_gradient", &Engine::has_gradient)
       .def("whole_gradient", [](Engine& self, std::size_t unit) { return address_of(self.whole_gradient(unit)); })
+      .def_property_readonly("uses_slots", &Engine::uses_slots, "Whether later units overwrite gathered ones.")
       .def("reset", &Engine::reset, released)
       .def("begin_write", &Engine::begin_write, released)
       .def(

@@ -90,11 +90,11 @@ class Communicator {
   /// Blocks the host until `ready()`; `ready` reads signals through `reached` and needs all that it reads, so that the
   /// wait ends if the rank of one that is missing has left. `what` completes "rank 1 waited for ..." in an error.
   virtual void wait_until(const std::function<bool()>& ready, std::string_view what);
-  /// True while `rank` is inside wait_until.
+  /// True while `rank` waits for peers, in wait_until or in a collective.
   virtual bool waiting(int rank) const;
-  /// Adds work that this rank does for its peers whenever it waits in wait_until, whatever for: ranks that wait for
-  /// different things still get each other on. Runs on the waiting thread; what it throws ends the wait. Keep the
-  /// result as long as the work is to be done; it must not outlive the communicator.
+  /// Adds work that this rank does for its peers whenever it waits for them: ranks that wait for different things still
+  /// get each other on. Runs on the waiting thread and must not throw. Keep the result as long as the work is to be
+  /// done; it must not outlive the communicator.
   [[nodiscard]] std::shared_ptr<void> add_chore(std::function<void()> chore);
 
  protected:

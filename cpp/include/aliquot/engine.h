@@ -84,10 +84,12 @@ class Engine {
   void scale_gradients(float factor);
   void clear_gradients();
   void clear_gradient(std::size_t unit, std::size_t param);
-  /// True if the parameter had a gradient since the last clear: on any rank at stages 0 and 1, else on this one.
+  /// True if the parameter had a gradient on any rank since the last clear; the same on every rank.
   bool has_gradient(std::size_t unit, std::size_t param) const;
   /// The reduced gradient of the whole unit, numel() floats, to read and to write; stages 0 and 1.
   float* whole_gradient(std::size_t unit);
+  /// True if units are copied to slots, which later units overwrite.
+  bool uses_slots() const { return gatherer_.uses_slots(); }
 
   /// Gives back all units and gives up all gradients since the last clear, after an exception.
   void reset();

@@ -55,11 +55,12 @@ class Gatherer {
   /// Every owner's shard of the present version into `whole`, numel() floats, which may be the unit's own block.
   void fetch(std::size_t unit, Role role, float* whole);
 
+  /// True if units are copied to slots, which later units overwrite.
+  bool uses_slots() const;
   std::size_t slot_bytes() const { return slots_.bytes(); }
   const GatherStatistics& statistics() const { return statistics_; }
 
  private:
-  bool uses_slots() const;
   const float* resident(std::size_t unit) const;
   void fill(std::size_t unit, float* slot);
   void gather_ahead(std::size_t unit, Pass pass);

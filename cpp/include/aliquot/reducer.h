@@ -86,6 +86,7 @@ class Reducer {
   bool offer_one_sided(std::size_t unit, const Gradients& gradients);
   void finish_one_sided(const Left& left);
   void sum_what_is_ready();
+  void sum_for_peers() noexcept;
   void give_up(const std::vector<bool>& offered);
 
   void reduce_two_sided(std::size_t unit, const Gradients& gradients);
@@ -95,7 +96,7 @@ class Reducer {
   Communicator& communicator_;
   std::vector<Unit> units_;
   std::unique_ptr<Outboxes> outboxes_;  ///< one-sided transports
-  std::shared_ptr<void> chore_;         ///< sum_what_is_ready, while this rank waits
+  std::shared_ptr<void> chore_;         ///< sum_for_peers, while this rank waits
   Buffer outbox_;                       ///< two-sided ones: a full unit,
   Buffer sums_;                         ///< and this rank's part of its sum
   ReduceStatistics statistics_;
