@@ -65,14 +65,20 @@ float* Outboxes::take(std::size_t unit) {
     return std::ranges::all_of(std::views::iota(std::size_t{0}, working),
                                [this](auto index) { return held_up(index); });
   };
-  const auto done = [&] { return free_box(working).has_value() || all_held_up(); };
+  const auto done = [&] {
+    require_nobody_gave_up();
+    return free_box(working).has_value() || all_held_up();
+  };
   communicator_.wait_until(done, "an outbox for unit '" + names_[unit] + "'");
   const auto index = free_box(working);
   return index ? claim(unit, *index) : nullptr;
 }
 
 float* Outboxes::take_in_order(std::size_t unit) {
-  const auto done = [&] { return free_box(working + reserve).has_value(); };
+  const auto done = [&] {
+    require_nobody_gave_up();
+    return free_box(working + reserve).has_value();
+  };
   communicator_.wait_until(done, "an outbox for unit '" + names_[unit] + "'");
   return claim(unit, *free_box(working + reserve));
 }
@@ -99,16 +105,24 @@ void Outboxes::publish_nothing(std::size_t unit) { say(unit, nothing); }
 void Outboxes::publish_failure(std::size_t unit) { say(unit, failure); }
 
 bool Outboxes::ready(std::size_t unit) const {
+  bool all_said = true;
   for (const int rank : ranks_of(communicator_)) {
     const Record& said = record(rank, unit);
-    if (!reached(said.said, micro_step_)) return false;
-    if (said.content == failure) {
+    if (!reached(said.said, micro_step_)) {
+      all_said = false;
+    } else if (said.content == failure) {
       throw CommunicatorError("rank " + std::to_string(rank) + " gave up the backward pass that rank " +
                               std::to_string(communicator_.rank()) + " waits for (unit '" + names_[unit] +
                               "'). Call aliquot.reset_step(model) on every rank and repeat the step");
     }
   }
-  return true;
+  return all_said;
+}
+
+void Outboxes::require_nobody_gave_up() const {
+  for (const std::optional<Use>& use : uses_) {
+    if (use && use->micro_step == micro_step_) static_cast<void>(ready(use->unit));
+  }
 }
 
 std::vector<const float*> Outboxes::contributions(std::size_t unit) const {

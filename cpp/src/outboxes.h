@@ -52,6 +52,8 @@ class Outboxes {
   std::optional<std::size_t> free_box(std::size_t count) const;
   bool everyone_took(std::size_t unit, std::uint32_t micro_step) const;
   bool held_up(std::size_t index) const;
+  /// What a rank that gave up will never sum frees no outbox.
+  void require_nobody_gave_up() const;
 
   struct Use {
     std::size_t unit;

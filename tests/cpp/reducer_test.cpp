@@ -308,10 +308,14 @@ TEST(ReducerAbandon, FailsThePeersOnceAndTheNextMicroStepIsRight) {
   });
 }
 
-TEST(ReducerAbandon, BeforeAnythingWasOfferedPeersOnlyWait) {
+TEST(ReducerAbandon, BeforeAnythingWasOfferedFailsThePeersToo) {
   run_world(Transport::one_sided_threads, 3, [](Communicator& communicator) {
     Rank rank(communicator, toy_units());
-    if (communicator.rank() == 1) rank.reducer.abandon();
+    if (communicator.rank() != 1) {
+      const std::string message = message_of([&] { rank.micro_step(0); });
+      require(message.find("rank 1 gave up the backward pass") != std::string::npos, "got: " + message);
+    }
+    rank.reducer.abandon();
     rank.micro_step(0);
     rank.require_sum_of(std::array{0});
   });
