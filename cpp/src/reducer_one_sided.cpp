@@ -55,6 +55,7 @@ void Reducer::sum_for_peers() noexcept {
   try {
     sum_what_is_ready();
   } catch (const CommunicatorError&) {
+    return;
   }
 }
 
