@@ -80,7 +80,7 @@ def run_contender(name: str, settings: Settings, ranks: int, threads: int) -> Ru
 
 
 def verify(name: str, run: Run, first_runs: dict[str, Run]) -> None:
-    """Holds `run` to the first runs of this session: its start to any, its curve to one with as many ranks."""
+    """Holds `run` to the first runs of this comparison: its start to any, its curve to one with as many ranks."""
     for other, reference in first_runs.items():
         check_start(name, run, other, reference)
         if len(reference.ranks) == len(run.ranks):
