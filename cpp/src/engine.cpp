@@ -13,7 +13,7 @@ namespace aliquot {
 Engine::Engine(std::vector<UnitSpec> units, Communicator& communicator, MemoryResource& memory, EngineOptions options)
     : communicator_(communicator), store_(std::move(units), options.stage, communicator, memory),
       gatherer_(store_, communicator, memory, options.gatherer), reducer_(store_, communicator, memory),
-      graph_(store_.unit_count()), in_backward_(store_.unit_count()) {}
+      graph_(store_.unit_count()), in_backward_(store_.unit_count()), held_(store_.unit_count()) {}
 
 const float* Engine::pre_forward(std::size_t unit, Stream) {
   const auto home = graph_.at(unit) ? Slots::Home::fixed : Slots::Home::may_move;
@@ -31,6 +31,18 @@ const float* Engine::pre_backward(std::size_t unit, Stream) {
   const float* full = gatherer_.acquire(unit, Pass::backward, Slots::Home::fixed);
   in_backward_[unit] = true;
   return full;
+}
+
+void Engine::hold(std::size_t unit) {
+  if (!held_.at(unit)) gatherer_.hold(unit);
+  held_[unit] = true;
+}
+
+void Engine::release_held() {
+  for (std::size_t unit = 0; unit < unit_count(); ++unit) {
+    if (held_[unit]) gatherer_.release(unit);
+    held_[unit] = false;
+  }
 }
 
 bool Engine::post_backward(std::size_t unit, const Gradients& gradients, Stream) {
@@ -70,6 +82,7 @@ StepResult Engine::step(std::span<const AdamWGroup> groups, std::optional<double
   if (!optimizer_) throw InvalidArgument("step before set_groups: say which group each parameter is in");
   const Stopwatch stopwatch(step_seconds_);
   const GradientReport report = gradient_report();
+  release_held();
   graph_.assign(graph_.size(), false);
   if (report.non_finite > 0) {
     ++skipped_;
@@ -110,6 +123,7 @@ void Engine::reset() {
   gatherer_.release_all();
   reducer_.abandon();
   graph_.assign(graph_.size(), false);
+  held_.assign(held_.size(), false);
   in_backward_.assign(in_backward_.size(), false);
 }
 

@@ -72,6 +72,14 @@ void Gatherer::release(std::size_t unit) {
   if (options_.poison && !slots_.live(unit)) slots_.poison(unit);
 }
 
+void Gatherer::hold(std::size_t unit) {
+  if (uses_slots()) slots_.take(unit, Slots::Home::fixed);
+}
+
+std::optional<std::size_t> Gatherer::in_the_way(std::size_t unit) const {
+  return uses_slots() ? slots_.in_the_way(unit) : std::nullopt;
+}
+
 void Gatherer::release_all() {
   slots_.release_all();
   end_pass(Pass::forward);

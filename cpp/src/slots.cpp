@@ -36,8 +36,7 @@ std::size_t Slots::find_home(std::size_t unit) {
 
 float* Slots::take(std::size_t unit, Home home) {
   if (!homes_[unit]) homes_[unit] = find_home(unit);
-  const auto tenant = slots_[*homes_[unit]].tenant;
-  if (tenant && *tenant != unit) {
+  if (const auto tenant = in_the_way(unit)) {
     if (home == Home::fixed) refuse(unit, *tenant);
     homes_[unit] = find_home(unit);
   }
@@ -55,11 +54,13 @@ void Slots::refuse(std::size_t unit, std::size_t tenant) const {
                         std::to_string(ring_count_ + 1) + ") or more, or put both into one unit with units=");
 }
 
-bool Slots::free_for(std::size_t unit) const {
-  if (!homes_[unit]) return true;
+std::optional<std::size_t> Slots::in_the_way(std::size_t unit) const {
+  if (!homes_[unit]) return {};
   const auto tenant = slots_[*homes_[unit]].tenant;
-  return !tenant || *tenant == unit;
+  return tenant == unit ? std::nullopt : tenant;
 }
+
+bool Slots::free_for(std::size_t unit) const { return !in_the_way(unit); }
 
 void Slots::release(std::size_t unit) {
   if (!live(unit)) return;

@@ -6,7 +6,7 @@ docs/design.md, "When a unit's backward is done" and "When a backward ends", say
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -16,7 +16,7 @@ from torch.autograd import Variable
 from aliquot._core import Error
 from aliquot.passes import Passes
 from aliquot.sharded import ShardedModel, Unit
-from aliquot.tensors import map_tensors
+from aliquot.tensors import is_opaque, map_tensors
 
 
 class Engine:
@@ -30,6 +30,14 @@ class Engine:
         """Calls at the end of the backward that is under way, if it does not raise."""
         Variable._execution_engine.queue_callback(call)
 
+    def builds_graph(self) -> bool:
+        """Whether the backward that is under way will itself be walked back (`create_graph=True`)."""
+        return torch.is_grad_enabled()
+
+    def set_versions(self, params: Sequence[torch.Tensor], versions: Sequence[int]) -> None:
+        """Sets the version counters by which autograd knows whether what it saved is still there."""
+        torch._C._autograd._unsafe_set_version_counter(tuple(params), tuple(versions))
+
     def note_change(self, params: Iterable[torch.Tensor]) -> None:
         """Makes graphs that saved the parameters refuse to be walked: the values are others now."""
         torch.autograd.graph.increment_version(list(params))
@@ -37,7 +45,10 @@ class Engine:
 
 def install(model: ShardedModel) -> Passes:
     """Hooks the model's modules."""
-    passes = Passes(model, Engine())
+    autograd = Engine()
+    passes = Passes(model, autograd)
+    for unit in model.units:
+        unit.set_versions = autograd.set_versions if model.engine.uses_slots else None
     for module in {model.root: None, **model.needs}:
         hooks = _ModuleHooks(passes, module, model.needs.get(module, []))
         module.register_forward_pre_hook(hooks.pre_forward, with_kwargs=True, prepend=True)
@@ -103,6 +114,8 @@ class _ModuleHooks(_Unpicklable):
         self.passes.leave_forward()
         if torch.is_grad_enabled():
             map_tensors(_before_backward(lambda: self.passes.pre_backward(self.units)), output)
+            if is_opaque(output):
+                self.passes.require_no_slots(self.units, output)
 
 
 class _Arrivals:

@@ -71,8 +71,7 @@ class AdamW(torch.optim.Optimizer):
         self.model.require_bound()
         groups = [_core_group(group) for group in self.param_groups]
         self._note(self.model.engine.step(groups, self.max_grad_norm))
-        for unit in self.model.units:
-            unit.expected = 0
+        self.model.passes.end_step()
         if not self.skipped_in_a_row:
             self.model.note_change()
         return loss

@@ -29,6 +29,9 @@ class Autograd(Protocol):
     def at_end(self, call: Callable[[], None]) -> None:
         """Calls at the end of the backward that is under way, if it does not raise."""
 
+    def builds_graph(self) -> bool:
+        """Whether the backward that is under way will itself be walked back (`create_graph=True`)."""
+
     def note_change(self, params: Iterable[torch.Tensor]) -> None:
         """Makes graphs that saved the parameters refuse to be walked: the values are others now."""
 
@@ -98,10 +101,27 @@ class Passes:
         """The gradient of a forward's output is there: what the forward saved is about to be used."""
         self.enter_backward()
         for unit in units:
+            self._make_room(unit)
             if address := self.model.engine.pre_backward(unit.index):
                 self.model.land(unit, address)
                 unit.open()
                 unit.open_in_backward = unit.seen_in_backward = True
+            if self.autograd.builds_graph():
+                self._hold(unit)
+
+    def _make_room(self, unit: Unit) -> None:
+        """Gives back a unit whose end no hook saw: its inputs were changed in place, or handed on."""
+        other = self.model.engine.in_the_way(unit.index)
+        if other is not None:
+            tenant = self.model.units[other]
+            if tenant.open_in_backward and tenant.open_count == 1:
+                self._release(tenant, [])
+
+    def _hold(self, unit: Unit) -> None:
+        if self.model.engine.uses_slots and not unit.held:
+            self.model.engine.hold(unit.index)
+            unit.held = True
+            unit.open()
 
     def post_backward(self, units: list[Unit]) -> None:
         """The gradients of a forward's inputs are there: what it saved has been used."""
@@ -143,11 +163,21 @@ class Passes:
 
     def _require_seen(self, unit: Unit) -> None:
         """Refuses a backward that read a slot without gathering its unit again."""
-        if self.model.engine.uses_slots and not unit.seen_in_backward and not unit.private:
+        gathered = unit.seen_in_backward or unit.held or unit.private
+        if self.model.engine.uses_slots and not gathered:
             raise Error(
                 f"rank {self.model.world.rank}: the backward of unit '{unit.name}' ran without its parameters "
                 "gathered, so its gradients are wrong. Its module's outputs must be tensors, or tuples, lists, dicts "
                 "or dataclasses of them, not changed in place; or put it into a larger unit with aliquot.shard(units=)"
+            )
+
+    def require_no_slots(self, units: list[Unit], output: object) -> None:
+        """Refuses a forward whose backward could not be told to gather its units again."""
+        if self.model.engine.uses_slots and units:
+            raise Error(
+                f"rank {self.model.world.rank}: the module of unit '{units[0].name}' returned a "
+                f"{type(output).__name__}, in which no hook sees the tensors. Return tensors, or tuples, lists, dicts or dataclasses of them; or "
+                "put it into a larger unit with aliquot.shard(model, units=)"
             )
 
     def _close(self, unit: Unit) -> None:
@@ -162,6 +192,14 @@ class Passes:
             unit.seen_in_backward = False
         self.in_backward = False
 
+    def end_step(self) -> None:
+        """After the optimizer's step: no graph from before it will be walked."""
+        for unit in self.model.units:
+            unit.expected = 0
+            if unit.held:
+                unit.held = False
+                unit.close()
+
     def give_up(self, why: str) -> None:
         """Puts everything back after a pass that did not finish."""
         logger.warning("rank %d: %s", self.model.world.rank, why)
@@ -169,9 +207,9 @@ class Passes:
         for unit in self.model.units:
             unit.expected = 0
             drop_autograd_grads(unit.params)
-            unit.open_in_backward = False
-            unit.open_count = 1
-            if not unit.private:
+            unit.open_in_backward = unit.held = False
+            if unit.open_count and not unit.private:
+                unit.open_count = 1
                 unit.close()
         self._leave_backward()
         self.depth = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,10 @@ from aliquot.world import World
 
 if TYPE_CHECKING:
     from aliquot.passes import Passes
+
+
+CLOSED = 1 << 30
+"""What is added to the version of a parameter whose slot may be overwritten: autograd then refuses to read it."""
 
 
 @dataclass(eq=False)
@@ -40,7 +45,11 @@ class Unit:
     seen_in_backward: bool = False
     """It was gathered for the backward under way."""
     versions: list[int] = field(default_factory=list)
-    """Of the parameters' tensors, when they were opened."""
+    """Of the parameters' tensors, when they were last opened or closed."""
+    set_versions: Callable[[Sequence[torch.Tensor], Sequence[int]], None] | None = None
+    """Where later units overwrite this one: closing sets the versions ahead, opening sets them back."""
+    held: bool = False
+    """It stays open until the step, for the backward of a backward."""
     expected: int = 0
     """Calls of forward whose backward has not come yet."""
 
@@ -50,7 +59,10 @@ class Unit:
         if self.open_count == 1:
             for param in self.params:
                 param.__class__ = nn.Parameter
-            self.versions = [param._version for param in self.params]
+            if self.set_versions and self.versions:
+                self.set_versions(self.params, self.versions)
+            else:
+                self.versions = [param._version for param in self.params]
 
     def require_unwritten(self) -> None:
         """Refuses what a forward wrote to its own parameters: it is not this rank's to write."""
@@ -64,8 +76,13 @@ class Unit:
 
     def close(self) -> None:
         """Undoes `open`; the last one puts the guard back."""
-        self.open_count = max(0, self.open_count - 1)
         if self.open_count == 0:
+            return
+        self.open_count -= 1
+        if self.open_count == 0:
+            if self.set_versions:
+                self.versions = [param._version for param in self.params]
+                self.set_versions(self.params, [version + CLOSED for version in self.versions])
             for param in self.params:
                 param.__class__ = ShardedParameter
 
@@ -98,6 +115,9 @@ class ShardedModel:
     def note_change(self) -> None:
         """The parameters have other values now: graphs that saved them must not be walked any more."""
         self.passes.autograd.note_change(param for unit in self.units for param in unit.params)
+        for unit in self.units:
+            if unit.open_count == 0:
+                unit.versions = [version + 1 for version in unit.versions]
 
     def require_bound(self) -> None:
         """Refuses to go on where parameters were replaced."""

@@ -25,6 +25,12 @@ def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> A
     return value
 
 
+def is_opaque(value: Any) -> bool:
+    """Whether `map_tensors` can't tell what is in `value`."""
+    plain = (torch.Tensor, tuple, list, dict, str, bytes, int, float, complex, type(None))
+    return not isinstance(value, plain) and not is_dataclass(value)
+
+
 def _in_dict(change: Callable[[torch.Tensor], torch.Tensor], value: dict[Any, Any]) -> dict[Any, Any]:
     changed = {key: map_tensors(change, item) for key, item in value.items()}
     if type(value) is dict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from aliquot.places import Place
 from aliquot.sharded import ShardedModel, Unit, sharded
 
 Write = Callable[[Place, torch.Tensor], None]
+
+LENGTH = 1024
+"""Bytes of a message between ranks."""
 
 
 @contextmanager
@@ -59,6 +62,11 @@ def gathered(what: nn.Module | Iterable[nn.Parameter], write: bool = False) -> I
         yield
         written = [(unit, [param.detach() for param in unit.params]) for unit in units]
         after = [_state(unit) for unit in units]
+    except Exception as error:
+        if write:
+            with suppress(Error):  # peers that are gone need no telling, and the user's own error counts
+                _first_problem(model, "gathered", f"rank {model.world.rank} raised {error!r}")
+        raise
     finally:
         for unit, places in kept:
             for param, data in zip(unit.params, places, strict=True):
@@ -66,6 +74,9 @@ def gathered(what: nn.Module | Iterable[nn.Parameter], write: bool = False) -> I
             unit.private -= 1
             unit.close()
     if write:
+        problem = _first_problem(model, "gathered")
+        if problem:
+            raise Error(f"{problem} under aliquot.gathered(model, write=True): nothing was written, on any rank")
         with writing(model) as put:
             for unit, values in written:
                 for place, value in zip(unit.places, values, strict=True):
@@ -138,8 +149,11 @@ def load_full_state_dict(model: nn.Module, state_dict: Mapping[str, torch.Tensor
     state = sharded(model)
     state.require_bound()
     buffers = {name: tensor for name, tensor in _entries(model) if not isinstance(tensor, nn.Parameter)}
-    problem = _mismatch(model, state_dict) if state.world.rank == 0 else ""
-    _raise_alike(state, problem)
+    problem = _first_problem(
+        state, "load_full_state_dict", _mismatch(model, state_dict) if state.world.rank == 0 else ""
+    )
+    if problem:
+        raise InvalidArgument(problem)
     with writing(state) as write:
         for unit in state.units:
             for place in unit.places:
@@ -163,12 +177,11 @@ def _mismatch(model: nn.Module, given: Mapping[str, torch.Tensor]) -> str:
     return ""
 
 
-def _raise_alike(model: ShardedModel, problem: str) -> None:
-    """Raises rank 0's problem on every rank."""
-    texts = model.world.communicator.all_gather("load_full_state_dict", problem.encode()[:1024].ljust(1024))
-    text = texts[:1024].rstrip().decode(errors="replace")
-    if text:
-        raise InvalidArgument(text)
+def _first_problem(model: ShardedModel, operation: str, problem: str = "") -> str:
+    """What the first rank that has a problem says of it, on every rank."""
+    texts = model.world.communicator.all_gather(operation, problem.encode()[:LENGTH].ljust(LENGTH))
+    said = (texts[i : i + LENGTH].rstrip().decode(errors="replace") for i in range(0, len(texts), LENGTH))
+    return next(filter(None, said), "")
 
 
 def _entries(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -95,6 +95,8 @@ void register_engine(py::module_& module) {
             return self.post_backward(unit, gradients_at(gradients));
           },
           released)
+      .def("in_the_way", &Engine::in_the_way)
+      .def("hold", &Engine::hold)
       .def("leave_backward", &Engine::leave_backward)
       .def("finish_backward", &finish_backward, released)
       .def("set_groups", &Engine::set_groups, released)

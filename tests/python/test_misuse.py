@@ -84,6 +84,25 @@ def test_ranks_that_all_reset_are_at_the_same_step(stage: int) -> None:
     run_ranks(2, reset_at_different_places, stage)
 
 
+def raise_while_writing(rank: int, stage: int) -> None:
+    sharded, other = Sharded(CASE, stage), Sharded(CASE, stage)
+    with pytest.raises((RuntimeError, aliquot.Error), match="on purpose"):
+        overwrite(sharded.model, rank)
+    assert_same_bits(sharded.weights(), other.weights())
+
+
+def overwrite(model: nn.Module, rank: int) -> None:
+    with aliquot.gathered(model, write=True), torch.no_grad():
+        model.get_parameter("first.weight").zero_()
+        if rank == 1:
+            fail(torch.empty(0))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_exception_of_one_rank_while_writing_reaches_all(stage: int) -> None:
+    run_ranks(2, raise_while_writing, stage)
+
+
 def write_in_forward(rank: int) -> bool:
     model = aliquot.shard(nn.Sequential(nn.Embedding(9, 8, max_norm=0.1), nn.Linear(8, 8)), stage=3)
     return refused(lambda: model(torch.arange(9)))

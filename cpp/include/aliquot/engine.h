@@ -63,6 +63,11 @@ class Engine {
   void expect_backward(std::size_t unit);
   /// Gathers the unit for its backward. Repeated calls before post_backward do nothing more.
   const float* pre_backward(std::size_t unit, Stream stream = {});
+  /// The other unit that is gathered where `unit` must land for its backward, if any: pre_backward would throw. Give
+  /// that one back first where its backward is over.
+  std::optional<std::size_t> in_the_way(std::size_t unit) const { return gatherer_.in_the_way(unit); }
+  /// Keeps a gathered unit until step() or reset(): its backward builds a graph that reads the parameters again.
+  void hold(std::size_t unit);
   /// Gives the unit back, and its gradients to the reducer. An empty `gradients`: they come later, at the latest with
   /// finish_backward. Returns false if they must come later for want of room.
   bool post_backward(std::size_t unit, const Gradients& gradients, Stream stream = {});
@@ -110,6 +115,7 @@ class Engine {
 
  private:
   void spread(Role role);
+  void release_held();
 
   Communicator& communicator_;
   ShardStore store_;
@@ -118,6 +124,7 @@ class Engine {
   std::optional<AdamW> optimizer_;
   std::vector<bool> graph_;        ///< a backward of this unit is expected
   std::vector<bool> in_backward_;  ///< acquired by pre_backward
+  std::vector<bool> held_;
   double step_seconds_ = 0;
   std::uint64_t steps_ = 0;
   std::uint64_t skipped_ = 0;

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "aliquot/communicator.h"
 #include "aliquot/schedule.h"
@@ -45,6 +46,10 @@ class Gatherer {
   /// \param home  may_move unless a graph holds tensors of this unit (see Slots::Home)
   const float* acquire(std::size_t unit, Pass pass, Slots::Home home);
   void release(std::size_t unit);
+  /// Acquires once more what is live already.
+  void hold(std::size_t unit);
+  /// The other unit that is live where `unit` must land, if any.
+  std::optional<std::size_t> in_the_way(std::size_t unit) const;
   /// Gives back all units, after an error.
   void release_all();
   /// Marks the end of a pass, so that the next is predicted from its start.

@@ -28,6 +28,8 @@ class Slots {
   float* take(std::size_t unit, Home home);
   /// True if `unit` was live before, or its home could be filled ahead of use without harm to anyone.
   bool free_for(std::size_t unit) const;
+  /// The other unit that is live in this unit's home, if any.
+  std::optional<std::size_t> in_the_way(std::size_t unit) const;
   void release(std::size_t unit);
   bool live(std::size_t unit) const;
   void release_all();
