@@ -176,8 +176,8 @@ class Passes:
         if self.model.engine.uses_slots and units:
             raise Error(
                 f"rank {self.model.world.rank}: the module of unit '{units[0].name}' returned a "
-                f"{type(output).__name__}, in which no hook sees the tensors. Return tensors, or tuples, lists, dicts or dataclasses of them; or "
-                "put it into a larger unit with aliquot.shard(model, units=)"
+                f"{type(output).__name__}, in which no hook sees the tensors. Return tensors, or tuples, lists, dicts "
+                "or dataclasses of them; or put it into a larger unit with aliquot.shard(model, units=)"
             )
 
     def _close(self, unit: Unit) -> None:
