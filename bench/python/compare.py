@@ -3,6 +3,7 @@
     python bench/python/compare.py                  134M parameters, 1 x 64 tokens, two CPU ranks of one thread each
     python bench/python/compare.py --small          the model of the main example: does everything run and agree?
     python bench/python/compare.py --only ddp,aliquot-3 --rounds 5 --json out.json
+    python bench/python/compare.py --rows --help    the comparison on GPUs, in bf16
 
 How to read it. Each contender runs in fresh processes, one contender after another, and all of it `--rounds` times, so
 that a machine that drifts hits all alike. `alone` is the floor: one process, the same batch per rank, nothing sharded
@@ -101,7 +102,17 @@ def measure(args: argparse.Namespace, console: Console) -> dict[str, list[Run]]:
     return runs
 
 
+def compare_on_gpus() -> None:
+    sys.path.append(str(EXAMPLES))
+    from gpu.compare import main as compare
+
+    compare(sys.argv[1:])
+
+
 def main() -> None:
+    if any(argument in ("--rows", "--curve") for argument in sys.argv):
+        compare_on_gpus()
+        return
     args = parse_arguments()
     console = Console(stderr=True)
     try:

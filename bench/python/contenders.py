@@ -22,11 +22,17 @@ BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
 @dataclass(frozen=True)
 class Contender:
-    """`update` clips, steps and clears the gradients; it returns their global norm before clipping."""
+    """`update` clips, steps and clears the gradients; it returns their global norm before clipping.
+
+    `units`: how many groups of parameters are gathered or reduced at a time, where the library knows such.
+    `own_bytes`: device memory that the library took past torch's allocator.
+    """
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor], object]
     update: Callable[[], object]
+    units: int = 1
+    own_bytes: Callable[[], int] = int
 
 
 def torch_optimizer(model: nn.Module) -> Contender:

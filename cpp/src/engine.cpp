@@ -5,30 +5,52 @@
 #include <utility>
 
 #include "aliquot/kernels.h"
+#include "device_adamw.h"
+#include "device_reducer.h"
+#include "device_write.h"
 #include "gradient_report.h"
 #include "stopwatch.h"
 
 namespace aliquot {
+namespace {
 
-Engine::Engine(std::vector<UnitSpec> units, Communicator& communicator, MemoryResource& memory, EngineOptions options)
-    : communicator_(communicator), store_(std::move(units), options.stage, communicator, memory),
-      gatherer_(store_, communicator, memory, options.gatherer), reducer_(store_, communicator, memory),
-      graph_(store_.unit_count()), in_backward_(store_.unit_count()), held_(store_.unit_count()) {}
+bool on_cpu(const MemoryResource& memory) { return memory.device().type == Device::Type::cpu; }
 
-const float* Engine::pre_forward(std::size_t unit, Stream) {
-  const auto home = graph_.at(unit) ? Slots::Home::fixed : Slots::Home::may_move;
-  return gatherer_.acquire(unit, Pass::forward, home);
+/// Calls `use` with whichever room is there: the host's or the device's.
+template <typename Room, typename Use>
+decltype(auto) with(Room& room, const Use& use) {
+  return std::visit([&](auto& pointer) -> decltype(auto) { return use(*pointer); }, room);
 }
 
-void Engine::post_forward(std::size_t unit, Stream) { gatherer_.release(unit); }
+}  // namespace
+
+Engine::Engine(std::vector<UnitSpec> units, Communicator& communicator, MemoryResource& memory, EngineOptions options)
+    : communicator_(communicator), store_(std::move(units), options.stage, communicator, memory, options.master),
+      gatherer_(store_, communicator, memory, options.gatherer), memory_(memory), graph_(store_.unit_count()),
+      in_backward_(store_.unit_count()), held_(store_.unit_count()) {
+  if (on_cpu(memory)) {
+    reducer_ = std::make_unique<Reducer>(store_, communicator, memory);
+  } else {
+    reducer_ = std::make_unique<DeviceReducer>(store_, communicator, memory);
+  }
+}
+
+Engine::~Engine() = default;
+
+const void* Engine::pre_forward(std::size_t unit, Stream stream) {
+  const auto home = graph_.at(unit) ? Slots::Home::fixed : Slots::Home::may_move;
+  return gatherer_.acquire(unit, Pass::forward, home, stream);
+}
+
+void Engine::post_forward(std::size_t unit, Stream stream) { gatherer_.release(unit, stream); }
 
 void Engine::expect_backward(std::size_t unit) { graph_.at(unit) = true; }
 
 void Engine::finish_forward() { gatherer_.end_pass(Pass::forward); }
 
-const float* Engine::pre_backward(std::size_t unit, Stream) {
+const void* Engine::pre_backward(std::size_t unit, Stream stream) {
   if (in_backward_.at(unit)) return nullptr;
-  const float* full = gatherer_.acquire(unit, Pass::backward, Slots::Home::fixed);
+  const void* full = gatherer_.acquire(unit, Pass::backward, Slots::Home::fixed, stream);
   in_backward_[unit] = true;
   return full;
 }
@@ -38,76 +60,107 @@ void Engine::hold(std::size_t unit) {
   held_[unit] = true;
 }
 
-void Engine::release_held() {
+void Engine::release_held(Stream stream) {
   for (std::size_t unit = 0; unit < unit_count(); ++unit) {
-    if (held_[unit]) gatherer_.release(unit);
+    if (held_[unit]) gatherer_.release(unit, stream);
     held_[unit] = false;
   }
 }
 
-bool Engine::post_backward(std::size_t unit, const Gradients& gradients, Stream) {
-  if (in_backward_.at(unit)) gatherer_.release(unit);
+bool Engine::post_backward(std::size_t unit, const Gradients& gradients, Stream stream) {
+  if (in_backward_.at(unit)) gatherer_.release(unit, stream);
   in_backward_[unit] = false;
-  return gradients.empty() || reducer_.offer(unit, gradients);
+  return gradients.empty() || with(reducer_, [&](auto& reducer) { return reducer.offer(unit, gradients, stream); });
 }
 
-void Engine::leave_backward() {
+void Engine::leave_backward(Stream stream) {
   for (std::size_t unit = 0; unit < unit_count(); ++unit) {
-    if (in_backward_[unit]) gatherer_.release(unit);
+    if (in_backward_[unit]) gatherer_.release(unit, stream);
     in_backward_[unit] = false;
   }
   gatherer_.end_pass(Pass::backward);
 }
 
-void Engine::finish_backward(const Left& left, Stream) {
-  leave_backward();
-  reducer_.finish(left);
-  reducer_.agree_on_presence();
-  if (!store_.stage().shards_gradients()) spread(Role::grad);
+void Engine::finish_backward(const Left& left, Stream stream) {
+  leave_backward(stream);
+  with(reducer_, [&](auto& reducer) { reducer.finish(left, stream); });
+  if (!store_.stage().shards_gradients()) spread(Role::grad, stream);
 }
 
-void Engine::spread(Role role) {
-  gatherer_.publish();
+void Engine::spread(Role role, Stream stream) {
+  gatherer_.publish(stream);
   for (std::size_t unit = 0; unit < unit_count(); ++unit) {
-    if (!store_.holds(unit, Role::grad) || (role == Role::grad && reducer_.empty(unit))) continue;
-    gatherer_.fetch(unit, role, store_.block(unit, role).data());
+    const bool empty = with(reducer_, [&](auto& reducer) { return reducer.empty(unit); });
+    if (!store_.holds(unit, Role::grad) || (role == Role::grad && empty)) continue;
+    gatherer_.fetch(unit, role, store_.bytes_of(unit, role).data(), stream);
   }
   // Whole blocks are the caller's to write from here on: not while a peer still copies from this one.
-  communicator_.barrier({"spread", name_of(role)});
+  if (communicator_.one_sided()) communicator_.barrier({"spread", name_of(role)});
 }
 
-void Engine::set_groups(Grouping grouping) { optimizer_.emplace(store_, std::move(grouping)); }
+void Engine::set_groups(Grouping grouping) {
+  if (on_cpu(memory_)) {
+    optimizer_ = std::make_unique<AdamW>(store_, std::move(grouping));
+  } else {
+    optimizer_ = std::make_unique<DeviceAdamW>(store_, communicator_, memory_, grouping);
+  }
+}
 
-StepResult Engine::step(std::span<const AdamWGroup> groups, std::optional<double> max_norm, Stream) {
-  if (!optimizer_) throw InvalidArgument("step before set_groups: say which group each parameter is in");
+StepResult Engine::step(std::span<const AdamWGroup> groups, std::optional<double> max_norm, Stream stream) {
+  if (std::visit([](auto& optimizer) { return optimizer == nullptr; }, optimizer_)) {
+    throw InvalidArgument("step before set_groups: say which group each parameter is in");
+  }
   const Stopwatch stopwatch(step_seconds_);
-  const GradientReport report = gradient_report();
-  release_held();
+  release_held(stream);
   graph_.assign(graph_.size(), false);
-  if (report.non_finite > 0) {
-    ++skipped_;
-    return {report.norm, true, report.first_bad};
+  StepResult result;
+  if (auto* optimizer = std::get_if<std::unique_ptr<DeviceAdamW>>(&optimizer_)) {
+    result = (*optimizer)->step(*std::get<std::unique_ptr<DeviceReducer>>(reducer_), groups, max_norm, stream);
+  } else {
+    result = step_on_host(groups, max_norm);
   }
-  optimizer_->step(groups, report.present, max_norm ? clip_factor(report.norm, *max_norm) : 1.0F);
-  ++steps_;
   if (store_.stage().shards_parameters()) {
-    gatherer_.publish();
+    gatherer_.publish(stream);
   } else if (store_.stage().shards_states()) {
-    spread(Role::param);
+    spread(Role::param, stream);
   }
-  return {report.norm, false, {}};
+  return result;
 }
 
-GradientReport Engine::gradient_report() { return exchange_gradient_report(store_, reducer_, communicator_); }
+StepResult Engine::step_on_host(std::span<const AdamWGroup> groups, std::optional<double> max_norm) {
+  const GradientReport report = gradient_report();
+  const bool skipped = report.non_finite > 0;
+  counts_.add(skipped);
+  const float clip = max_norm ? clip_factor(report.norm, *max_norm) : 1.0F;
+  if (!skipped) std::get<std::unique_ptr<AdamW>>(optimizer_)->step(groups, report.present, clip);
+  return {report.norm, skipped, report.first_bad, counts_};
+}
 
-void Engine::scale_gradients(float factor) { reducer_.scale_all(factor); }
+const void* Engine::device_state() const {
+  const auto* optimizer = std::get_if<std::unique_ptr<DeviceAdamW>>(&optimizer_);
+  return optimizer == nullptr ? nullptr : (*optimizer)->state();
+}
 
-void Engine::clear_gradients() { reducer_.clear(); }
+GradientReport Engine::gradient_report(Stream stream) {
+  return with(reducer_,
+              [&](auto& reducer) { return exchange_gradient_report(store_, reducer, communicator_, stream); });
+}
 
-void Engine::clear_gradient(std::size_t unit, std::size_t param) { reducer_.clear(unit, param); }
+void Engine::scale_gradients(float factor, Stream stream) {
+  with(reducer_, [&](auto& reducer) { reducer.scale_all(factor, stream); });
+}
+
+void Engine::clear_gradients(Stream stream) {
+  with(reducer_, [&](auto& reducer) { reducer.clear(stream); });
+}
+
+void Engine::clear_gradient(std::size_t unit, std::size_t param, Stream stream) {
+  with(reducer_, [&](auto& reducer) { reducer.clear(unit, param, stream); });
+}
 
 bool Engine::has_gradient(std::size_t unit, std::size_t param) const {
-  return store_.holds(unit, Role::grad) && !reducer_.empty(unit) && reducer_.present(unit, param);
+  return store_.holds(unit, Role::grad) &&
+         with(reducer_, [&](const auto& reducer) { return !reducer.empty(unit) && reducer.present(unit, param); });
 }
 
 float* Engine::whole_gradient(std::size_t unit) {
@@ -115,13 +168,13 @@ float* Engine::whole_gradient(std::size_t unit) {
     throw InvalidArgument("unit '" + layout(unit).unit().name + "': at stage " + std::to_string(store_.stage().number) +
                           " no rank holds the whole gradient");
   }
-  reducer_.invalidate_statistics();
+  with(reducer_, [](auto& reducer) { reducer.invalidate_statistics(); });
   return store_.block(unit, Role::grad).data();
 }
 
-void Engine::reset() {
-  gatherer_.release_all();
-  reducer_.abandon();
+void Engine::reset(Stream stream) {
+  gatherer_.release_all(stream);
+  with(reducer_, [&](auto& reducer) { reducer.abandon(stream); });
   graph_.assign(graph_.size(), false);
   held_.assign(held_.size(), false);
   in_backward_.assign(in_backward_.size(), false);
@@ -129,20 +182,27 @@ void Engine::reset() {
 
 void Engine::begin_write() { communicator_.barrier({"write parameters", ""}); }
 
-void Engine::write(std::size_t unit, std::size_t param, const float* values) {
+void Engine::write(std::size_t unit, std::size_t param, const float* values, Stream stream) {
   const Range range = layout(unit).param(param);
+  if (!on_cpu(memory_)) return write_on_device(store_, unit, range, values, memory_.device(), stream);
   const Range held = intersect(range, store_.held_range(unit, Role::param));
   if (held.empty()) return;
   copy({values + (held.begin - range.begin), held.size()}, store_.held_part(unit, Role::param, held).data());
 }
 
-void Engine::end_write() { gatherer_.publish(); }
+void Engine::end_write(Stream stream) { gatherer_.publish(stream); }
 
-void Engine::read(std::size_t unit, float* whole) {
+void Engine::read(std::size_t unit, void* whole, Stream stream) {
+  auto* bytes = static_cast<std::byte*>(whole);
   if (store_.stage().shards_parameters()) {
-    gatherer_.fetch(unit, Role::param, whole);
+    gatherer_.fetch(unit, Role::param, bytes, stream);
   } else {
-    copy(store_.block(unit, Role::param), whole);
+    const std::span<const std::byte> block = store_.bytes_of(unit, Role::param);
+    if (on_cpu(memory_)) {
+      std::ranges::copy(block, bytes);
+    } else {
+      copy_async(bytes, block.data(), block.size(), stream);
+    }
   }
 }
 
@@ -150,12 +210,14 @@ EngineStatistics Engine::statistics() const {
   EngineStatistics statistics;
   for (const auto& [role, bytes] : store_.bytes()) statistics.bytes.emplace(role, bytes);
   statistics.bytes["slot"] = gatherer_.slot_bytes();
-  statistics.bytes["outbox"] = reducer_.outbox_bytes();
+  with(reducer_, [&](const auto& reducer) {
+    statistics.bytes["outbox"] = reducer.outbox_bytes();
+    statistics.reduce = reducer.reduce_statistics();
+  });
   statistics.gather = gatherer_.statistics();
-  statistics.reduce = reducer_.reduce_statistics();
   statistics.step_seconds = step_seconds_;
-  statistics.steps = steps_;
-  statistics.skipped = skipped_;
+  const auto* optimizer = std::get_if<std::unique_ptr<DeviceAdamW>>(&optimizer_);
+  statistics.steps = optimizer == nullptr ? counts_ : (*optimizer)->counts();
   return statistics;
 }
 

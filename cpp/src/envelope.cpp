@@ -36,4 +36,10 @@ std::string to_text(const Envelope& envelope) {
   return text + " (size " + std::to_string(envelope.size) + ", call " + std::to_string(envelope.sequence) + ')';
 }
 
+std::string disagreement(int rank, const Envelope& call, int other_rank, const Envelope& other_call) {
+  return "ranks disagree: rank " + std::to_string(rank) + " calls " + to_text(call) + ", rank " +
+         std::to_string(other_rank) + " calls " + to_text(other_call) +
+         ". Every rank must call the same collectives in the same order";
+}
+
 }  // namespace aliquot

@@ -29,4 +29,7 @@ Envelope make_envelope(std::string_view collective, const Tag& tag, std::uint64_
 /// all_gather "gather" of unit "blocks.0" (size 128, call 7)
 std::string to_text(const Envelope& envelope);
 
+/// What to tell of two ranks of which one says this and the other that.
+std::string disagreement(int rank, const Envelope& call, int other_rank, const Envelope& other_call);
+
 }  // namespace aliquot

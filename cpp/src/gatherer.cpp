@@ -27,6 +27,7 @@ Signal& version_of(const PeerMemory& control, int rank) { return *reinterpret_ca
 
 Gatherer::Gatherer(ShardStore& store, Communicator& communicator, MemoryResource& memory, GathererOptions options)
     : store_(store), communicator_(communicator), options_(options), slots_(layouts_of(store), options.slots, memory),
+      stream_(memory.device(), Priority::high), published_(memory.device()),
       forward_(bytes_of(store), options.ahead_bytes), backward_(bytes_of(store), options.ahead_bytes) {
   if (!communicator.one_sided() || options_.poison) options_.landing = Landing::slots;
   if (communicator.one_sided()) control_ = communicator.share(64);
@@ -34,42 +35,50 @@ Gatherer::Gatherer(ShardStore& store, Communicator& communicator, MemoryResource
 
 bool Gatherer::uses_slots() const { return store_.stage().shards_parameters() && options_.landing == Landing::slots; }
 
-const float* Gatherer::resident(std::size_t unit) const {
-  return store_.stage().shards_parameters() ? store_.mapped(unit).data() : store_.block(unit, Role::param).data();
+const std::byte* Gatherer::resident(std::size_t unit) const {
+  if (!store_.stage().shards_parameters()) return store_.bytes_of(unit, Role::param).data();
+  return std::as_bytes(store_.mapped(unit)).data();
 }
 
-const float* Gatherer::acquire(std::size_t unit, Pass pass, Slots::Home home) {
+const std::byte* Gatherer::acquire(std::size_t unit, Pass pass, Slots::Home home, Stream stream) {
   if (!uses_slots()) {
     if (store_.stage().shards_parameters()) await_version();
     return resident(unit);
   }
-  float* slot = slots_.take(unit, home);
+  std::byte* slot = slots_.take(unit, home);
   fill(unit, slot);
+  slots_.filled_event(unit).block(stream);
   gather_ahead(unit, pass);
   return slot;
 }
 
-void Gatherer::fill(std::size_t unit, float* slot) {
+// docs/design.md, "Hand-overs between streams".
+void Gatherer::fill(std::size_t unit, std::byte* slot) {
   if (slots_.holds(unit, version_)) return;
-  fetch(unit, Role::param, slot);
+  slots_.released_event(unit).block(stream_.get());
+  published_.block(stream_.get());
+  fetch(unit, Role::param, slot, stream_.get());
+  slots_.filled_event(unit).record(stream_.get());
   slots_.filled(unit, version_);
 }
 
 // A slot is filled for the first unit that needs it; a later one would drive that out unused.
 void Gatherer::gather_ahead(std::size_t unit, Pass pass) {
-  std::vector<const float*> spoken_for;
+  std::vector<const std::byte*> spoken_for;
   for (const std::size_t next : (pass == Pass::forward ? forward_ : backward_).acquired(unit)) {
-    float* slot = slots_.home(next);
+    std::byte* slot = slots_.home(next);
     if (slot == nullptr || std::ranges::find(spoken_for, slot) != spoken_for.end()) continue;
     spoken_for.push_back(slot);
     if (slots_.free_for(next)) fill(next, slot);
   }
 }
 
-void Gatherer::release(std::size_t unit) {
+void Gatherer::release(std::size_t unit, Stream stream) {
   if (!uses_slots() || !slots_.live(unit)) return;
   slots_.release(unit);
-  if (options_.poison && !slots_.live(unit)) slots_.poison(unit);
+  if (slots_.live(unit)) return;
+  if (options_.poison) slots_.poison(unit, stream);
+  slots_.released_event(unit).record(stream);
 }
 
 void Gatherer::hold(std::size_t unit) {
@@ -80,16 +89,17 @@ std::optional<std::size_t> Gatherer::in_the_way(std::size_t unit) const {
   return uses_slots() ? slots_.in_the_way(unit) : std::nullopt;
 }
 
-void Gatherer::release_all() {
-  slots_.release_all();
+void Gatherer::release_all(Stream stream) {
+  slots_.release_all(stream);
   end_pass(Pass::forward);
   end_pass(Pass::backward);
 }
 
 void Gatherer::end_pass(Pass pass) { (pass == Pass::forward ? forward_ : backward_).end_pass(); }
 
-void Gatherer::publish() {
+void Gatherer::publish(Stream stream) {
   ++version_;
+  published_.record(stream);
   if (communicator_.one_sided()) communicator_.post(version_of(control_, communicator_.rank()), version_);
 }
 
@@ -106,21 +116,20 @@ void Gatherer::await_version() {
   seen_version_ = version_;
 }
 
-void Gatherer::fetch(std::size_t unit, Role role, float* whole) {
+void Gatherer::fetch(std::size_t unit, Role role, std::byte* whole, Stream stream) {
   const Stopwatch stopwatch(statistics_.seconds);
   const Layout& layout = store_.layout(unit);
   ++statistics_.gathers;
   statistics_.bytes += layout.bytes() - layout.shard_bytes();
   if (!communicator_.one_sided()) {
-    communicator_.all_gather({"gather", layout.unit().name}, std::as_bytes(store_.own(unit, role)),
-                             reinterpret_cast<std::byte*>(whole));
+    communicator_.all_gather({"gather", layout.unit().name}, store_.own_bytes(unit, role), whole, stream);
     return;
   }
   await_version();
   const int world = communicator_.world_size();
   for (int step = 0; step < world; ++step) {
     const int owner = (communicator_.rank() + step) % world;
-    float* destination = whole + layout.shard(owner).begin;
+    float* destination = reinterpret_cast<float*>(whole) + layout.shard(owner).begin;
     const std::span<const float> shard = store_.peer(unit, role, owner);
     if (shard.data() != destination) copy(shard, destination);
   }

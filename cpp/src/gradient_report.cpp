@@ -78,7 +78,7 @@ void read(const Message& message, const Layout& layout, std::size_t unit, const 
 
 }  // namespace
 
-GradientReport exchange_gradient_report(const ShardStore& store, Reducer& reducer, Communicator& communicator) {
+GradientReport exchange_gradient_report(const ShardStore& store, Reducer& reducer, Communicator& communicator, Stream) {
   const Message message(store);
   const std::vector<std::byte> mine = write(message, store, reducer);
   std::vector<std::byte> all(mine.size() * static_cast<std::size_t>(communicator.world_size()));

@@ -7,6 +7,13 @@
 namespace aliquot {
 
 /// Collective. Also a rendezvous: on return every rank has all its gradients and reads no parameter of this step.
-GradientReport exchange_gradient_report(const ShardStore& store, Reducer& reducer, Communicator& communicator);
+GradientReport exchange_gradient_report(const ShardStore& store, Reducer& reducer, Communicator& communicator,
+                                        Stream stream = {});
+/// The same from a device. The host waits for `stream`.
+GradientReport exchange_gradient_report(const ShardStore& store, DeviceReducer& reducer, Communicator& communicator,
+                                        Stream stream);
+
+/// The parameter of `layout` that flat element `element` belongs to; empty for padding.
+std::string param_name_at(const Layout& layout, std::size_t element);
 
 }  // namespace aliquot

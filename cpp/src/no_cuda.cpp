@@ -1,11 +1,82 @@
 /// \file
-/// Fills the CUDA seam in a CPU build; a CUDA build links cuda/device.cpp instead.
-#include "aliquot/device.h"
+/// Fills the CUDA seam in a CPU build; a CUDA build links cuda/ instead.
+#include <cstring>
+#include <string>
+
+#include "aliquot/device_kernels.h"
+#include "aliquot/memory_resource.h"
+#include "aliquot/streams.h"
 
 namespace aliquot {
+namespace {
+
+[[noreturn]] void refuse(const char* what) {
+  throw DeviceError(std::string("this build has no CUDA back end, which ") + what +
+                    " needs; build with nvcc on the path, or use the CPU");
+}
+
+void require_cpu(Device device, const char* what) {
+  if (device.type != Device::Type::cpu) refuse(what);
+}
+
+}  // namespace
 
 bool built_with_cuda() noexcept { return false; }
 
 int cuda_device_count() noexcept { return 0; }
 
+DeviceGuard::DeviceGuard(Device device) { require_cpu(device, "a CUDA device"); }
+DeviceGuard::~DeviceGuard() {}  // not defaulted: in a CUDA build it is not trivial either
+
+OwnedStream::OwnedStream(Device device, Priority) : device_(device) { require_cpu(device, "a CUDA stream"); }
+OwnedStream::~OwnedStream() {}
+
+Event::Event(Device device) { require_cpu(device, "a CUDA event"); }
+Event::~Event() {}
+void Event::record(Stream) {}
+void Event::block(Stream) const {}
+bool Event::done() const { return true; }
+void Event::synchronize() const {}
+
+void copy_async(void* to, const void* from, std::size_t bytes, Stream) {
+  if (bytes != 0) std::memcpy(to, from, bytes);
+}
+void fill_async(void* data, std::uint8_t byte, std::size_t bytes, Stream) {
+  if (bytes != 0) std::memset(data, byte, bytes);
+}
+void synchronize(Stream) {}
+
+std::unique_ptr<MemoryResource> pinned_memory() { refuse("pinned memory"); }
+std::unique_ptr<MemoryResource> device_memory(Device) { refuse("device memory"); }
+
+DeviceArena::DeviceArena(Device device, std::size_t capacity) : device_(device), capacity_(capacity) {
+  refuse("a device's arena");
+}
+DeviceArena::~DeviceArena() = default;
+void* DeviceArena::allocate(std::size_t, std::size_t, Stream) { refuse("a device's arena"); }
+std::size_t DeviceArena::used() const { return used_; }
+
+namespace cuda {
+
+void pack(const Layout&, std::span<const PackSource>, void*, DType, std::uint8_t*, Stream) { refuse("pack"); }
+void cast(const void*, DType, void*, DType, std::size_t, Stream) { refuse("cast"); }
+void fill_nan(void*, DType, std::size_t, Stream) { refuse("fill_nan"); }
+void scale(float*, std::size_t, const float*, Stream) { refuse("scale"); }
+std::size_t reduce_workspace_bytes() { return 0; }
+void reduce(std::span<const void* const>, DType, float, float*, std::size_t, Accumulate, DeviceStatistics*, void*,
+            Stream) {
+  refuse("reduce");
+}
+void grad_statistics(const float*, std::size_t, DeviceStatistics*, void*, Stream) { refuse("grad_statistics"); }
+void finish_report(const ReportShape&, const std::byte*, const AdamWGroup*, const int*, std::int64_t*, double,
+                   StepState*, ParamScalars*, Stream) {
+  refuse("finish_report");
+}
+void adamw(const AdamWArrays&, const Chunk*, std::size_t, const ParamScalars*, const StepState*, Stream) {
+  refuse("adamw");
+}
+void split_masters(const float*, void*, std::uint16_t*, std::size_t, Stream) { refuse("split_masters"); }
+void join_masters(const void*, const std::uint16_t*, float*, std::size_t, Stream) { refuse("join_masters"); }
+
+}  // namespace cuda
 }  // namespace aliquot

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "outboxes.h"
+#include "require_takeable.h"
 #include "stopwatch.h"
 
 namespace aliquot {
@@ -29,37 +30,39 @@ Reducer::Reducer(ShardStore& store, Communicator& communicator, MemoryResource& 
 
 Reducer::~Reducer() = default;
 
-void Reducer::require_takeable(std::size_t unit, const Gradients& gradients) const {
-  const std::string named = "gradients of unit '" + store_.layout(unit).unit().name + "'";
-  if (!store_.holds(unit, Role::grad)) throw InvalidArgument(named + ": the unit does not train; give it none");
-  if (gradients.size() != units_[unit].present.size()) {
+void require_takeable(const ShardStore& store, std::size_t unit, const Gradients& gradients, bool offered) {
+  const UnitSpec& spec = store.layout(unit).unit();
+  const std::string named = "gradients of unit '" + spec.name + "'";
+  if (!store.holds(unit, Role::grad)) throw InvalidArgument(named + ": the unit does not train; give it none");
+  if (gradients.size() != spec.params.size()) {
     throw InvalidArgument(named + ": " + std::to_string(gradients.size()) + " for " +
-                          std::to_string(units_[unit].present.size()) + " parameters; give null where there is none");
+                          std::to_string(spec.params.size()) + " parameters; give null where there is none");
   }
-  if (units_[unit].offered) {
+  if (offered) {
     throw InvalidArgument(named +
                           " came after it was reduced in this backward: a parameter of it is used outside the "
                           "unit. Put both uses into one unit with units=");
   }
 }
 
-bool Reducer::offer(std::size_t unit, const Gradients& gradients) {
+bool Reducer::offer(std::size_t unit, const Gradients& gradients, Stream) {
   const Stopwatch stopwatch(statistics_.seconds);
-  require_takeable(unit, gradients);
+  require_takeable(store_, unit, gradients, units_.at(unit).offered);
   if (outboxes_) return offer_one_sided(unit, gradients);
   reduce_two_sided(unit, gradients);
   return true;
 }
 
-void Reducer::finish(const Left& left) {
+void Reducer::finish(const Left& left, Stream) {
   const Stopwatch stopwatch(statistics_.seconds);
-  for (const auto& [unit, gradients] : left) require_takeable(unit, gradients);
+  for (const auto& [unit, gradients] : left) require_takeable(store_, unit, gradients, units_.at(unit).offered);
   if (outboxes_) {
     finish_one_sided(left);
   } else {
     finish_two_sided(left);
   }
   for (Unit& unit : units_) unit.offered = unit.summed = false;
+  agree_on_presence();
 }
 
 void Reducer::pack(std::size_t unit, const Gradients& gradients, float* full) const {
@@ -69,7 +72,7 @@ void Reducer::pack(std::size_t unit, const Gradients& gradients, float* full) co
     const Range range = layout.param(param);
     std::fill(full + end, full + range.begin, 0.0F);
     if (gradients[param] != nullptr) {
-      copy({gradients[param], range.size()}, full + range.begin);
+      copy({static_cast<const float*>(gradients[param]), range.size()}, full + range.begin);
     } else {
       std::fill(full + range.begin, full + range.end, 0.0F);
     }
@@ -120,7 +123,7 @@ void Reducer::finish_two_sided(const Left& left) {
   }
 }
 
-void Reducer::clear() {
+void Reducer::clear(Stream) {
   for (Unit& unit : units_) {
     unit.empty = true;
     unit.present.assign(unit.present.size(), false);
@@ -128,7 +131,7 @@ void Reducer::clear() {
   }
 }
 
-void Reducer::clear(std::size_t unit, std::size_t param) {
+void Reducer::clear(std::size_t unit, std::size_t param, Stream) {
   Unit& state = units_.at(unit);
   state.present.at(param) = false;
   state.statistics.reset();
@@ -157,7 +160,7 @@ void Reducer::invalidate_statistics() {
   for (Unit& unit : units_) unit.statistics.reset();
 }
 
-void Reducer::scale_all(float factor) {
+void Reducer::scale_all(float factor, Stream) {
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
     if (!units_[unit].empty) scale(store_.block(unit, Role::grad), factor);
     units_[unit].statistics.reset();

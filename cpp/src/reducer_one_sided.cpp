@@ -59,7 +59,7 @@ void Reducer::sum_for_peers() noexcept {
   }
 }
 
-void Reducer::abandon() {
+void Reducer::abandon(Stream) {
   std::vector<bool> offered(units_.size());
   for (std::size_t unit = 0; unit < units_.size(); ++unit) offered[unit] = units_[unit].offered;
   for (Unit& unit : units_) unit.offered = unit.summed = false;

@@ -12,6 +12,7 @@ std::span<float> as_floats(std::byte* data, std::size_t numel) { return {reinter
 std::string_view name_of(Role role) {
   switch (role) {
     case Role::param: return "param";
+    case Role::master: return "master";
     case Role::grad: return "grad";
     case Role::exp_avg: return "exp_avg";
     case Role::exp_avg_sq: return "exp_avg_sq";
@@ -19,13 +20,11 @@ std::string_view name_of(Role role) {
   throw InvalidArgument("unknown role");
 }
 
-ShardStore::ShardStore(std::vector<UnitSpec> units, Stage stage, Communicator& communicator, MemoryResource& memory)
-    : stage_(stage), rank_(communicator.rank()) {
+ShardStore::ShardStore(std::vector<UnitSpec> units, Stage stage, Communicator& communicator, MemoryResource& memory,
+                       MasterForm master)
+    : stage_(stage), master_(master), rank_(communicator.rank()) {
   for (UnitSpec& unit : units) {
-    if (unit.dtype != DType::fp32) {
-      throw InvalidArgument("unit '" + unit.name + "' is " + std::string(name_of(unit.dtype)) +
-                            "; this version trains fp32 parameters: convert the model with model.float() first");
-    }
+    require_possible(unit, memory);
     layouts_.emplace_back(std::move(unit), communicator.world_size());
   }
   blocks_.resize(layouts_.size());
@@ -36,6 +35,14 @@ ShardStore::ShardStore(std::vector<UnitSpec> units, Stage stage, Communicator& c
   }
 }
 
+void ShardStore::require_possible(const UnitSpec& unit, const MemoryResource& memory) const {
+  const bool on_cpu = memory.device().type == Device::Type::cpu;
+  if (unit.dtype == DType::fp32 || (!on_cpu && (unit.dtype == DType::bf16 || master_ == MasterForm::fp32))) return;
+  throw InvalidArgument("unit '" + unit.name + "' is " + std::string(name_of(unit.dtype)) +
+                        (on_cpu ? "; this version trains fp32 on CPUs: convert the model with model.float() first"
+                                : "; only bf16 has a master of 16 more bits: ask for an fp32 master"));
+}
+
 Extent ShardStore::extent(Role role) const {
   const bool sharded = role == Role::param  ? stage_.shards_parameters()
                        : role == Role::grad ? stage_.shards_gradients()
@@ -44,14 +51,20 @@ Extent ShardStore::extent(Role role) const {
 }
 
 bool ShardStore::holds(std::size_t unit, Role role) const {
-  return role == Role::param || layout(unit).unit().trainable;
+  const UnitSpec& spec = layout(unit).unit();
+  return role == Role::param || (spec.trainable && (role != Role::master || spec.dtype != DType::fp32));
+}
+
+std::size_t ShardStore::width(std::size_t unit, Role role) const {
+  if (role == Role::param) return size_of(layout(unit).unit().dtype);
+  return role == Role::master && master_ == MasterForm::low16 ? 2 : 4;
 }
 
 ShardStore::Block ShardStore::take(std::size_t unit, Role role, Communicator& communicator,
                                    MemoryResource& memory) const {
   const Layout& layout = layouts_[unit];
   Block block;
-  block.bytes = extent(role) == Extent::whole ? layout.bytes() : layout.shard_bytes();
+  block.bytes = width(unit, role) * (extent(role) == Extent::whole ? layout.numel() : layout.shard_numel());
   const bool peers_read = communicator.one_sided() && (role == Role::param || role == Role::grad);
   if (peers_read) {
     block.peers = communicator.share(block.bytes);
@@ -63,10 +76,22 @@ ShardStore::Block ShardStore::take(std::size_t unit, Role role, Communicator& co
 
 const ShardStore::Block& ShardStore::at(std::size_t unit, Role role) const {
   if (!holds(unit, role)) {
-    throw InvalidArgument("unit '" + layout(unit).unit().name + "' does not train: it has no " +
-                          std::string(name_of(role)));
+    const char* why = layout(unit).unit().trainable ? "' is fp32: it has no " : "' does not train: it has no ";
+    throw InvalidArgument("unit '" + layout(unit).unit().name + why + std::string(name_of(role)));
   }
   return blocks_.at(unit)[static_cast<std::size_t>(role)];
+}
+
+std::span<std::byte> ShardStore::bytes_of(std::size_t unit, Role role) const {
+  const Block& block = at(unit, role);
+  return {block.data(rank_), block.bytes};
+}
+
+std::span<std::byte> ShardStore::own_bytes(std::size_t unit, Role role) const {
+  const std::span<std::byte> held = bytes_of(unit, role);
+  if (extent(role) == Extent::shard) return held;
+  const Range range = layout(unit).shard(rank_);
+  return held.subspan(range.begin * width(unit, role), range.size() * width(unit, role));
 }
 
 std::span<float> ShardStore::block(std::size_t unit, Role role) const {

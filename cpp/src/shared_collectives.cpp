@@ -68,9 +68,7 @@ void SharedCommunicator::require_agreement(const Group& group) const {
   for (std::size_t member = 1; member < group.lanes.size(); ++member) {
     const Envelope& other = group.envelope(member);
     if (other == first) continue;
-    throw CommunicatorError("ranks disagree: rank " + std::to_string(group.ranks[0]) + " calls " + to_text(first) +
-                            ", rank " + std::to_string(group.ranks[member]) + " calls " + to_text(other) +
-                            ". Every rank must call the same collectives in the same order");
+    throw CommunicatorError(disagreement(group.ranks[0], first, group.ranks[member], other));
   }
 }
 

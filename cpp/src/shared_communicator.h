@@ -39,6 +39,7 @@ class SharedCommunicator final : public Communicator {
 
   void abort(std::string_view reason) noexcept override;
   void leave() noexcept override;
+  void require_intact() override { waiter_.look(); }
 
   PeerMemory share(std::size_t part_bytes) override;
   void post(Signal& signal, std::uint32_t value) override;

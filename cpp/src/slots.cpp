@@ -1,7 +1,7 @@
 #include "aliquot/slots.h"
 
 #include <algorithm>
-#include <limits>
+#include <cstring>
 #include <string>
 
 #include "aliquot/error.h"
@@ -19,6 +19,8 @@ Slots::Slots(std::vector<const Layout*> layouts, std::size_t ring, MemoryResourc
 std::size_t Slots::new_slot(std::size_t bytes, bool in_ring) {
   Slot& slot = slots_.emplace_back();
   slot.memory = Buffer(memory_, bytes);
+  slot.filled = Event(memory_.device());
+  slot.released = Event(memory_.device());
   slot.in_ring = in_ring;
   ring_count_ += in_ring ? 1 : 0;
   return slots_.size() - 1;
@@ -34,7 +36,7 @@ std::size_t Slots::find_home(std::size_t unit) {
   return new_slot(ring_bytes_, true);
 }
 
-float* Slots::take(std::size_t unit, Home home) {
+std::byte* Slots::take(std::size_t unit, Home home) {
   if (!homes_[unit]) homes_[unit] = find_home(unit);
   if (const auto tenant = in_the_way(unit)) {
     if (home == Home::fixed) refuse(unit, *tenant);
@@ -70,16 +72,15 @@ void Slots::release(std::size_t unit) {
 
 bool Slots::live(std::size_t unit) const { return homes_[unit] && slots_[*homes_[unit]].tenant == unit; }
 
-void Slots::release_all() {
+void Slots::release_all(Stream stream) {
   for (Slot& slot : slots_) {
     slot.tenant.reset();
     slot.takes = 0;
+    slot.released.record(stream);
   }
 }
 
-float* Slots::home(std::size_t unit) const {
-  return homes_[unit] ? reinterpret_cast<float*>(slots_[*homes_[unit]].memory.data()) : nullptr;
-}
+std::byte* Slots::home(std::size_t unit) const { return homes_[unit] ? slots_[*homes_[unit]].memory.data() : nullptr; }
 
 bool Slots::holds(std::size_t unit, std::uint32_t epoch) const {
   if (!homes_[unit]) return false;
@@ -92,11 +93,26 @@ void Slots::filled(std::size_t unit, std::uint32_t epoch) {
   slots_[*homes_[unit]].epoch = epoch;
 }
 
-void Slots::poison(std::size_t unit) {
+void Slots::poison(std::size_t unit, Stream stream) {
   Slot& slot = slots_[*homes_[unit]];
-  std::fill_n(reinterpret_cast<float*>(slot.memory.data()), slot.memory.bytes() / sizeof(float),
-              std::numeric_limits<float>::quiet_NaN());
+  constexpr std::uint8_t nan_byte = 0xFF;  // in fp32, bf16 and fp16
+  if (memory_.device().type == Device::Type::cpu) {
+    std::memset(slot.memory.data(), nan_byte, slot.memory.bytes());
+  } else {
+    fill_async(slot.memory.data(), nan_byte, slot.memory.bytes(), stream);
+  }
   slot.content.reset();
+}
+
+std::size_t Slots::planned_bytes() const {
+  std::size_t in_ring = 0;
+  std::size_t sum = 0;
+  for (const Layout* layout : layouts_) {
+    const bool encloses = layout->unit().encloses_units;
+    if (encloses) sum += DeviceArena::planned(layout->bytes());
+    in_ring += encloses ? 0 : 1;
+  }
+  return sum + std::min(in_ring, ring_size_) * DeviceArena::planned(ring_bytes_);
 }
 
 std::size_t Slots::bytes() const {

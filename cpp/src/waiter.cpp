@@ -85,25 +85,39 @@ void Waiter::sleep(const std::function<bool()>& ready, const Sentence& what) {
 // The peers are looked at before `ready` is asked a last time: one that has gone had posted whatever it ever will, so
 // what is missing then stays missing.
 bool Waiter::ready_or_lost(const std::function<bool()>& ready, const Sentence& what) {
-  std::vector<Presence> presences(peers_.size());
-  for (std::size_t r = 0; r < peers_.size(); ++r) presences[r] = presence(static_cast<int>(r));
+  const std::vector<Presence> all = presences();
   const Observation seen = observe(ready);
   if (seen.ready) return true;
 
-  const auto awaited = owners(seen.unreached);
-  const auto lose = [&](int lost, const char* how) {
-    const std::string text = named(lost) + how + " while rank " + std::to_string(rank_) + " waited for " + what();
-    fail(lost, text);
-    require_intact();
-    throw PeerLost(lost, text);
-  };
-  for (std::size_t r = 0; r < presences.size(); ++r) {
-    if (presences[r] == Presence::killed) lose(static_cast<int>(r), " is gone");
+  for (std::size_t r = 0; r < all.size(); ++r) {
+    if (all[r] == Presence::killed) lose(static_cast<int>(r), " is gone", what);
   }
-  for (const int r : awaited) {
-    if (presences[static_cast<std::size_t>(r)] == Presence::left) lose(r, " has left (its communicator was destroyed)");
+  for (const int r : owners(seen.unreached)) {
+    if (all[static_cast<std::size_t>(r)] == Presence::left) {
+      lose(r, " has left (its communicator was destroyed)", what);
+    }
   }
   return false;
+}
+
+void Waiter::look() {
+  require_intact();
+  const std::vector<Presence> all = presences();
+  const auto killed = std::find(all.begin(), all.end(), Presence::killed);
+  if (killed != all.end()) lose(static_cast<int>(killed - all.begin()), " is gone", [] { return "its peers"; });
+}
+
+std::vector<Waiter::Presence> Waiter::presences() const {
+  std::vector<Presence> all(peers_.size());
+  for (std::size_t r = 0; r < all.size(); ++r) all[r] = presence(static_cast<int>(r));
+  return all;
+}
+
+void Waiter::lose(int lost, const char* how, const Sentence& what) {
+  const std::string text = named(lost) + how + " while rank " + std::to_string(rank_) + " waited for " + what();
+  fail(lost, text);
+  require_intact();
+  throw PeerLost(lost, text);
 }
 
 void Waiter::pass_deadline(const std::function<bool()>& ready, const Sentence& what) {

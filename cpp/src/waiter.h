@@ -35,6 +35,8 @@ class Waiter {
   void rule_out_death(int peer, const Sentence& what);
   /// Throws what has ended the world, if anything has.
   void require_intact() const { world_.failure().raise(); }
+  /// The same, after a look whether a rank was killed. Safe from any thread.
+  void look();
   /// Ends the world with an error: PeerLost where `lost` is a rank.
   void fail(int lost, std::string_view text) noexcept;
 
@@ -47,6 +49,8 @@ class Waiter {
   };
 
   void sleep(const std::function<bool()>& ready, const Sentence& what);
+  std::vector<Presence> presences() const;
+  [[noreturn]] void lose(int lost, const char* how, const Sentence& what);
   bool ready_or_lost(const std::function<bool()>& ready, const Sentence& what);
   void pass_deadline(const std::function<bool()>& ready, const Sentence& what);
   void check_interrupt(const Sentence& what);

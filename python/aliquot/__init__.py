@@ -14,6 +14,7 @@ from aliquot._core import (
 )
 from aliquot.control import no_sync, reset_step
 from aliquot.optim import AdamW, clip_grad_norm_
+from aliquot.precision import Precision
 from aliquot.shard import shard
 from aliquot.stats import Stats, stats
 from aliquot.values import full_state_dict, gathered, load_full_state_dict
@@ -28,6 +29,7 @@ __all__ = [
     "InvalidArgument",
     "OutOfMemory",
     "PeerLost",
+    "Precision",
     "Stats",
     "World",
     "__version__",

@@ -148,7 +148,7 @@ class StoredGradient(torch.Tensor):
     @classmethod
     def of(cls, place: Place) -> StoredGradient:
         """The stand-in for the gradient of the parameter at `place`."""
-        stand_in = torch.full((), torch.nan).expand(place.shape).as_subclass(cls)
+        stand_in = torch.full((), torch.nan, device=place.model.world.device).expand(place.shape).as_subclass(cls)
         stand_in._aliquot = place
         return stand_in
 

@@ -93,9 +93,12 @@ class _ModuleHooks(_Unpicklable):
         self.module = module
         self.units = units
         self.arrivals = _Arrivals(passes, units)
+        self.casts = passes.model.precision.casts_inputs if module is passes.model.root else None
 
     def pre_forward(self, _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         self.passes.enter_forward(self.module)
+        if self.casts is not None:
+            args, kwargs = map_tensors(_cast_to(self.casts), (args, kwargs))
         for unit in self.units:
             self.passes.gather(unit)
         if not (self.units and torch.is_grad_enabled()):
@@ -149,6 +152,10 @@ def _arrive(arrivals: weakref.ref[_Arrivals], param: torch.Tensor) -> None:
     found = arrivals()
     if found is not None:
         found.arrive(param)
+
+
+def _cast_to(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _seen_by(inputs: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:

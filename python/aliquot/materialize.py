@@ -10,7 +10,7 @@ from torch import nn
 from aliquot._core import InvalidArgument
 
 
-def initial_values(model: nn.Module) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+def initial_values(model: nn.Module, device: torch.device) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
     """Each parameter with its value. Those on the meta device are made by their module's `reset_parameters`, in the
     order of `model.modules()`; one module's values are alive at a time.
     """  # fmt: skip
@@ -18,17 +18,17 @@ def initial_values(model: nn.Module) -> Iterator[tuple[nn.Parameter, torch.Tenso
     made = [module for module in model.modules() if _has_meta(module)]
     for module in made:
         _require_reset(model, module)
-    return _values(held, made)
+    return _values(held, made, device)
 
 
 def _values(
-    held: list[tuple[nn.Parameter, torch.Tensor]], made: list[nn.Module]
+    held: list[tuple[nn.Parameter, torch.Tensor]], made: list[nn.Module], device: torch.device
 ) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
     held.reverse()
     while held:
         yield held.pop()
     for module in made:
-        yield from _reset(module)
+        yield from _reset(module, device)
 
 
 def _has_meta(module: nn.Module) -> bool:
@@ -45,15 +45,17 @@ def _require_reset(model: nn.Module, module: nn.Module) -> None:
         )
 
 
-def _reset(module: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
+def _reset(module: nn.Module, device: torch.device) -> list[tuple[nn.Parameter, torch.Tensor]]:
     """Runs `reset_parameters` on stand-ins for the module's own parameters; buffers stay with the module."""
     mine = {name: param for name, param in module._parameters.items() if param is not None}
     try:
         for name, param in mine.items():
-            module._parameters[name] = nn.Parameter(torch.empty(param.shape), requires_grad=param.requires_grad)
+            module._parameters[name] = nn.Parameter(
+                torch.empty(param.shape, device=device), requires_grad=param.requires_grad
+            )
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
         module.reset_parameters()  # type: ignore[operator]
         return [(param, _value(module, name)) for name, param in mine.items()]
     finally:

@@ -46,9 +46,8 @@ class AdamW(torch.optim.Optimizer):
         self.model = sharded(model)
         self.max_grad_norm = max_grad_norm
         self.max_skipped = max_skipped
-        self.grad_norm = torch.tensor(0.0)
-        """Global norm of the last step's gradients before clipping; NaN if they were not finite."""
         self.skipped_in_a_row = 0
+        self._result: _core.StepResult | None = None
         self._made = False
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(model.parameters() if params is None else params, defaults)
@@ -70,16 +69,27 @@ class AdamW(torch.optim.Optimizer):
         require_reduced(self.model)
         self.model.require_bound()
         groups = [_core_group(group) for group in self.param_groups]
-        self._note(self.model.engine.step(groups, self.max_grad_norm))
+        self._note(self.model.engine.step(groups, self.max_grad_norm, self.model.stream()))
         self.model.passes.end_step()
-        if not self.skipped_in_a_row:
-            self.model.note_change()
+        self.model.note_change()
         return loss
 
+    @property
+    def grad_norm(self) -> torch.Tensor:
+        """Norm of the last step's gradients before clipping, a scalar on the model's device; NaN if not finite.
+
+        A copy; asking for it does not wait.
+        """
+        if address := self.model.engine.device_state():
+            return self.model.tensor_at(address, (), torch.float64).float()
+        return torch.tensor(math.nan if self._result is None or self._result.skipped else self._result.grad_norm)
+
     def _note(self, result: _core.StepResult) -> None:
-        self.grad_norm = torch.tensor(math.nan if result.skipped else result.grad_norm)
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if result.skipped else 0
-        if not result.skipped:
+        """On a device the result may be of an earlier step than the last: the host does not wait."""
+        new = self._result is None or result.steps_skipped > self._result.steps_skipped
+        self._result = result
+        self.skipped_in_a_row = result.skipped_in_a_row
+        if not (result.skipped and new):
             return
         logger.warning("step skipped: the gradient of %s is not finite", result.first_bad)
         if self.skipped_in_a_row >= self.max_skipped:
@@ -90,7 +100,7 @@ class AdamW(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets all gradients; `set_to_none` is there for torch's signature."""
-        self.model.engine.clear_gradients()
+        self.model.engine.clear_gradients(self.model.stream())
         for unit in self.model.units:
             drop_autograd_grads(unit.params)
 
@@ -117,12 +127,12 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
     """
     state = sharded(model)
     require_reduced(state)
-    report = state.engine.gradient_report()
+    report = state.engine.gradient_report(state.stream())
     if report.non_finite:
         return torch.tensor(math.nan)
     factor = max_norm / (report.norm + 1e-6)
     if factor < 1:
-        state.engine.scale_gradients(factor)
+        state.engine.scale_gradients(factor, state.stream())
     return torch.tensor(report.norm)
 
 

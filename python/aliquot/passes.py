@@ -73,7 +73,7 @@ class Passes:
         """Makes the unit's parameters usable for one call of a forward."""
         if self.training and not self.in_backward and unit.trainable:
             unit.expected += 1
-        self.model.land(unit, self.model.engine.pre_forward(unit.index))
+        self.model.land(unit, self.model.engine.pre_forward(unit.index, self.model.stream()))
         if self.training:
             self.model.engine.expect_backward(unit.index)
         unit.open()
@@ -87,7 +87,7 @@ class Passes:
                 unit.require_unwritten()
         finally:
             unit.close()
-            self.model.engine.post_forward(unit.index)
+            self.model.engine.post_forward(unit.index, self.model.stream())
 
     # Backward
 
@@ -102,7 +102,7 @@ class Passes:
         self.enter_backward()
         for unit in units:
             self._make_room(unit)
-            if address := self.model.engine.pre_backward(unit.index):
+            if address := self.model.engine.pre_backward(unit.index, self.model.stream()):
                 self.model.land(unit, address)
                 unit.open()
                 unit.open_in_backward = unit.seen_in_backward = True
@@ -134,9 +134,9 @@ class Passes:
 
     def _release(self, unit: Unit, grads: list[torch.Tensor | None]) -> None:
         complete = bool(grads) and unit.trainable and all(grad is not None for grad in grads)
-        addresses, kept = _addresses(grads) if complete else ([], [])
+        addresses, kept = _addresses(grads, unit.dtype) if complete else ([], [])
         self._close(unit)
-        taken = self.model.engine.post_backward(unit.index, addresses)
+        taken = self.model.engine.post_backward(unit.index, addresses, self.model.stream())
         del kept
         if complete and taken:
             drop_autograd_grads(unit.params)
@@ -151,13 +151,14 @@ class Passes:
         if self.synchronize:
             self.reduce(left)
         else:
-            self.model.engine.leave_backward()
+            self.model.engine.leave_backward(self.model.stream())
         self._leave_backward()
 
     def reduce(self, left: list[tuple[Unit, list[torch.Tensor | None]]]) -> None:
         """Ends the micro-step with the gradients that are still on the tensors."""
-        packed = [(unit.index, *_addresses(grads)) for unit, grads in left]
-        self.model.engine.finish_backward([(index, addresses) for index, addresses, _ in packed])
+        packed = [(unit.index, *_addresses(grads, unit.dtype)) for unit, grads in left]
+        left_at = [(index, addresses) for index, addresses, _ in packed]
+        self.model.engine.finish_backward(left_at, self.model.stream())
         for unit, _ in left:
             drop_autograd_grads(unit.params)
 
@@ -203,7 +204,7 @@ class Passes:
     def give_up(self, why: str) -> None:
         """Puts everything back after a pass that did not finish."""
         logger.warning("rank %d: %s", self.model.world.rank, why)
-        self.model.engine.reset()
+        self.model.engine.reset(self.model.stream())
         for unit in self.model.units:
             unit.expected = 0
             drop_autograd_grads(unit.params)
@@ -225,10 +226,16 @@ def _calls_itself(module: nn.Module) -> bool:
     return calls > 1
 
 
-def _addresses(grads: list[torch.Tensor | None]) -> tuple[list[int], list[torch.Tensor | None]]:
-    """Addresses of contiguous fp32 gradients, 0 for none, and the tensors that must live as long."""
-    kept = [None if grad is None else grad.detach().to_dense().to(torch.float32).contiguous() for grad in grads]
+def _addresses(grads: list[torch.Tensor | None], dtype: torch.dtype) -> tuple[list[int], list[torch.Tensor | None]]:
+    """Addresses of contiguous gradients of `dtype`, 0 for none, and the tensors that must live as long."""
+    kept = [None if grad is None else _plain(grad, dtype) for grad in grads]
     return [0 if grad is None else grad.data_ptr() for grad in kept], kept
+
+
+def _plain(grad: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if grad.dtype == dtype and grad.layout == torch.strided and grad.is_contiguous():
+        return grad
+    return grad.detach().to_dense().to(dtype).contiguous()
 
 
 def _refuse_frozen(left: list[tuple[Unit, list[torch.Tensor | None]]]) -> None:

@@ -87,7 +87,7 @@ class Place:
             return None
         if self.model.stage >= 2:
             return StoredGradient.of(self)
-        return self.model.view(self.model.engine.whole_gradient(self.unit.index), self)
+        return self.model.view_as(self.model.engine.whole_gradient(self.unit.index), self, torch.float32)
 
     def set_gradient(self, value: torch.Tensor | None) -> None:
         """What `param.grad = value` does: None drops the gradient in the store."""
@@ -97,7 +97,7 @@ class Place:
                 "aliquot.clip_grad_norm_(model, max_norm) scales them, aliquot.AdamW steps with them"
             )
         if self.unit.trainable:
-            self.model.engine.clear_gradient(self.unit.index, self.index)
+            self.model.engine.clear_gradient(self.unit.index, self.index, self.model.stream())
             drop_autograd_grads([self.unit.params[self.index]])
 
     def description(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import nn
@@ -13,14 +14,21 @@ from aliquot._core import InvalidArgument
 from aliquot.agreement import require_agreement
 from aliquot.hooks import install
 from aliquot.materialize import initial_values
+from aliquot.precision import NAMES, Precision, precision_of
 from aliquot.sharded import ShardedModel, remember
 from aliquot.units import Plan, Units, plan_units
 from aliquot.values import writing
-from aliquot.world import World, init
+from aliquot.world import init
 
 
 def shard(
-    model: nn.Module, stage: int = 3, units: Units = None, *, slots: int = 2, prefetch_bytes: int = 64 << 20
+    model: nn.Module,
+    stage: int = 3,
+    units: Units = None,
+    precision: Literal["fp32", "bf16"] | Precision | None = None,
+    *,
+    slots: int = 2,
+    prefetch_bytes: int = 1 << 30,
 ) -> nn.Module:
     """Partitions `model` over the ranks and returns it; it trains as before, with `aliquot.AdamW`.
 
@@ -28,23 +36,28 @@ def shard(
     https://arxiv.org/abs/1910.02054). `units`: what is gathered together: None finds repeated blocks and large layers;
     else module classes, or modules. `slots`: how many full units may be gathered at a time where gathering copies.
     `prefetch_bytes`: how much is gathered ahead of its use there.
+    `precision`: what parameters are computed with, and floating-point inputs of the model cast to; None leaves both
+    as they are. bf16 needs a GPU; sums and masters are fp32 always (see `Precision`).
 
     Every rank calls it with the same model; the values are those of rank 0. A model on the meta device is filled
-    by its modules' `reset_parameters`, one module at a time. Parameters are fp32, on the CPU. Frozen parameters are
-    sharded, and have no gradient and no optimizer state.
+    by its modules' `reset_parameters`, one module at a time, on the device. Parameters and buffers come to lie on
+    `aliquot.init().device`, whatever device they were on. Frozen parameters are sharded, and have no gradient and no
+    optimizer state.
     """
     _check(model, stage)
+    chosen = precision_of(precision)
     world = init()
-    plan = plan_units(model, units)
+    plan = plan_units(model, units, chosen)
     require_agreement(world.communicator, _description(plan, stage))
+    values = initial_values(model, world.device)
     engine = _core.Engine(
         _specs(plan), world.communicator, stage=stage, slots=slots, ahead_bytes=prefetch_bytes,
         poison="poison" in os.environ.get("ALIQUOT_DEBUG", "").split(","),
+        device=-1 if world.device.type == "cpu" else world.device.index, fp32_master=chosen.master == "fp32",
     )  # fmt: skip
-    values = initial_values(model)
-    sharded = ShardedModel(model, plan, world, engine, stage)
+    sharded = ShardedModel(model, plan, world, engine, stage, chosen)
     _fill(sharded, values)
-    _broadcast_buffers(model, world)
+    _broadcast_buffers(sharded)
     remember(sharded)
     sharded.passes = install(sharded)
     return model
@@ -60,10 +73,6 @@ def _check(model: nn.Module, stage: int) -> None:
     for name, param in model.named_parameters():
         if "_aliquot" in param.__dict__:
             raise InvalidArgument(f"{name} belongs to another sharded model already")
-        if param.dtype != torch.float32:
-            raise InvalidArgument(f"{name} is {param.dtype}; this version shards torch.float32: call model.float()")
-        if param.device.type not in ("cpu", "meta"):
-            raise InvalidArgument(f"{name} is on {param.device}; this version trains on CPUs: call model.cpu()")
 
 
 def _specs(plan: Plan) -> list[_core.UnitSpec]:
@@ -73,6 +82,7 @@ def _specs(plan: Plan) -> list[_core.UnitSpec]:
             params=[
                 _core.ParamSpec(name, param.numel()) for name, param in zip(group.names, group.params, strict=True)
             ],
+            dtype=NAMES[group.dtype],
             trainable=group.trainable,
             encloses_units=group.encloses_units,
         )
@@ -84,7 +94,7 @@ def _description(plan: Plan, stage: int) -> Iterator[str]:
     yield f"aliquot {_core.__version__}, stage {stage}"
     for group in plan.groups:
         for name, param in zip(group.names, group.params, strict=True):
-            yield f"unit {group.name}: {name} {tuple(param.shape)} {param.dtype} trainable={group.trainable}"
+            yield f"unit {group.name}: {name} {tuple(param.shape)} {group.dtype} trainable={group.trainable}"
 
 
 def _fill(model: ShardedModel, values: Iterator[tuple[nn.Parameter, torch.Tensor]]) -> None:
@@ -93,13 +103,17 @@ def _fill(model: ShardedModel, values: Iterator[tuple[nn.Parameter, torch.Tensor
             write(param.__dict__["_aliquot"], value)
     if model.stage < 3:
         for unit in model.units:
-            model.land(unit, model.engine.pre_forward(unit.index))
-            model.engine.post_forward(unit.index)
+            model.land(unit, model.engine.pre_forward(unit.index, model.stream()))
+            model.engine.post_forward(unit.index, model.stream())
 
 
-def _broadcast_buffers(model: nn.Module, world: World) -> None:
-    for name, buffer in model.named_buffers():
+def _broadcast_buffers(model: ShardedModel) -> None:
+    for module in model.root.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(model.world.device)
+    for name, buffer in model.root.named_buffers():
         if buffer.numel():
             same = buffer.detach().contiguous()
-            world.communicator.broadcast(name, same.data_ptr(), same.numel() * same.element_size(), root=0)
+            model.broadcast(name, same)
             buffer.copy_(same)

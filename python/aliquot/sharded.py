@@ -15,6 +15,7 @@ from aliquot import _core
 from aliquot._core import Error, InvalidArgument
 from aliquot.guard import ShardedParameter
 from aliquot.places import Place
+from aliquot.precision import NAMES, Precision
 from aliquot.units import Group, Plan
 from aliquot.world import World
 
@@ -33,6 +34,7 @@ class Unit:
     index: int
     name: str
     params: list[nn.Parameter]
+    dtype: torch.dtype
     trainable: bool
     places: list[Place] = field(default_factory=list)
     address: int = 0
@@ -90,12 +92,18 @@ class Unit:
 class ShardedModel:
     """What `aliquot.shard` made of a module. Found again by `sharded(module)`."""
 
-    def __init__(self, root: nn.Module, plan: Plan, world: World, engine: _core.Engine, stage: int) -> None:
+    def __init__(
+        self, root: nn.Module, plan: Plan, world: World, engine: _core.Engine, stage: int, precision: Precision
+    ) -> None:
         self.root = root
         self.world = world
         self.engine = engine
         self.stage = stage
-        self.units = [Unit(i, group.name, group.params, group.trainable) for i, group in enumerate(plan.groups)]
+        self.precision = precision
+        self.device = -1 if world.device.type == "cpu" else world.device.index
+        self.units = [
+            Unit(i, group.name, group.params, group.dtype, group.trainable) for i, group in enumerate(plan.groups)
+        ]
         of_group = dict(zip(plan.groups, self.units, strict=True))
         self.needs = {module: [of_group[group] for group in groups] for module, groups in plan.needs.items()}
         self.passes: Passes
@@ -108,7 +116,7 @@ class ShardedModel:
             holder = self.root.get_submodule(name.rpartition(".")[0])
             place = Place(self, unit, index, name, param.shape, holder)
             unit.places.append(place)
-            _detach_values(param)
+            _detach_values(param, unit.dtype, self.world.device)
             param.__dict__["_aliquot"] = place
             param.__class__ = ShardedParameter
 
@@ -127,10 +135,27 @@ class ShardedModel:
 
     def view(self, address: int, place: Place) -> torch.Tensor:
         """The tensor of the parameter at `place` in the flat unit at `address`."""
+        return self.view_as(address, place, place.unit.dtype)
+
+    def view_as(self, address: int, place: Place, dtype: torch.dtype) -> torch.Tensor:
+        """The same in a flat unit of `dtype`."""
         if place.shape.numel() == 0:
-            return torch.empty(place.shape)
-        start = address + 4 * self.engine.offset(place.unit.index, place.index)
-        return torch.utils.dlpack.from_dlpack(_core.view(start, list(place.shape), self.engine))
+            return torch.empty(place.shape, dtype=dtype, device=self.world.device)
+        start = address + dtype.itemsize * self.engine.offset(place.unit.index, place.index)
+        return self.tensor_at(start, place.shape, dtype)
+
+    def tensor_at(self, address: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor over memory of the engine."""
+        return torch.utils.dlpack.from_dlpack(_core.view(address, list(shape), self.engine, NAMES[dtype], self.device))
+
+    def stream(self) -> int:
+        """The handle of the stream that torch works on now; 0 on a CPU."""
+        return 0 if self.device < 0 else int(torch._C._cuda_getCurrentRawStream(self.device))
+
+    def broadcast(self, what: str, tensor: torch.Tensor) -> None:
+        """Overwrites a contiguous tensor on the model's device with rank 0's. Collective."""
+        size = tensor.numel() * tensor.element_size()
+        self.world.communicator.broadcast(what, tensor.data_ptr(), size, 0, self.stream())
 
     def land(self, unit: Unit, address: int) -> None:
         """Points the unit's parameters to where it was gathered. Does nothing where they point there already."""
@@ -144,9 +169,9 @@ class ShardedModel:
         unit.close()
 
 
-def _detach_values(param: nn.Parameter) -> None:
+def _detach_values(param: nn.Parameter, dtype: torch.dtype, device: torch.device) -> None:
     """Frees the values, also of a parameter on the meta device; it stays the same object, of the same shape."""
-    nowhere = torch.full((), torch.nan).expand(param.shape)
+    nowhere = torch.full((), torch.nan, dtype=dtype, device=device).expand(param.shape)
     param.grad = None
     if param.is_meta:
         stand_in = nn.Parameter(nowhere, requires_grad=param.requires_grad)

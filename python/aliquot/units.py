@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from aliquot._core import InvalidArgument
+from aliquot.precision import NAMES, Precision
 
 Units = Sequence[type[nn.Module]] | Sequence[nn.Module] | None
 
@@ -20,11 +22,12 @@ CALLS_NO_CHILDREN = (nn.MultiheadAttention,)
 
 @dataclass(eq=False)
 class Group:
-    """Parameters of one unit, alike in whether they train."""
+    """Parameters of one unit, alike in dtype and in whether they train."""
 
     name: str
     names: list[str]
     params: list[nn.Parameter]
+    dtype: torch.dtype
     trainable: bool
     encloses_units: bool
 
@@ -37,7 +40,7 @@ class Plan:
     needs: dict[nn.Module, list[Group]] = field(default_factory=dict)
 
 
-def plan_units(model: nn.Module, units: Units) -> Plan:
+def plan_units(model: nn.Module, units: Units, precision: Precision) -> Plan:
     """Assigns every parameter to the innermost unit around it, the root being the outermost."""
     modules = _automatic(model) if units is None else _chosen(model, units)
     unit_of = dict(_innermost_units(model, set(modules) | {model}))
@@ -50,19 +53,23 @@ def plan_units(model: nn.Module, units: Units) -> Plan:
     plan = Plan()
     for module, params in members.items():
         encloses = any(other is not module and unit_of[other] is not module for other in module.modules())
-        plan.needs[module] = _groups(names[module] or "root", params, encloses)
+        plan.needs[module] = _groups(names[module] or "root", params, precision, encloses)
         plan.groups += plan.needs[module]
     _share(model, unit_of, plan)
     return plan
 
 
-def _groups(name: str, params: list[tuple[str, nn.Parameter]], encloses_units: bool) -> list[Group]:
+def _groups(
+    name: str, params: list[tuple[str, nn.Parameter]], precision: Precision, encloses_units: bool
+) -> list[Group]:
+    alike: dict[tuple[bool, torch.dtype], list[tuple[str, nn.Parameter]]] = {}
+    for param_name, param in params:
+        alike.setdefault((param.requires_grad, precision.dtype_of(param_name, param)), []).append((param_name, param))
+    dtypes = {dtype for _, dtype in alike}
     groups = []
-    for trainable in (True, False):
-        chosen = [(name, param) for name, param in params if param.requires_grad == trainable]
-        if chosen:
-            label = name if trainable else f"{name} (frozen)"
-            groups.append(Group(label, [n for n, _ in chosen], [p for _, p in chosen], trainable, encloses_units))
+    for (trainable, dtype), chosen in sorted(alike.items(), key=lambda item: not item[0][0]):
+        label = name + " (frozen)" * (not trainable) + f" ({NAMES[dtype]})" * (len(dtypes) > 1)
+        groups.append(Group(label, [n for n, _ in chosen], [p for _, p in chosen], dtype, trainable, encloses_units))
     return groups
 
 

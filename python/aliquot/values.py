@@ -23,22 +23,22 @@ def writing(model: ShardedModel) -> Iterator[Write]:
     """Within it, every rank writes the same parameters in the same order; rank 0's values count. Collective."""
 
     def write(place: Place, value: torch.Tensor) -> None:
-        same = value.detach().to(torch.float32, copy=True).contiguous()
+        same = value.detach().to(model.world.device, torch.float32, copy=True).contiguous()
         if same.numel():
-            model.world.communicator.broadcast(place.name, same.data_ptr(), 4 * same.numel(), root=0)
-            model.engine.write(place.unit.index, place.index, same.data_ptr())
+            model.broadcast(place.name, same)
+            model.engine.write(place.unit.index, place.index, same.data_ptr(), model.stream())
 
     model.engine.begin_write()
     try:
         yield write
     finally:
-        model.engine.end_write()
+        model.engine.end_write(model.stream())
 
 
 def read_unit(model: ShardedModel, unit: Unit) -> list[torch.Tensor]:
     """Private copies of the unit's full parameters. Collective on two-sided transports."""
-    flat = torch.empty(model.engine.numel(unit.index))
-    model.engine.read(unit.index, flat.data_ptr())
+    flat = torch.empty(model.engine.numel(unit.index), dtype=unit.dtype, device=model.world.device)
+    model.engine.read(unit.index, flat.data_ptr(), model.stream())
     offsets = [model.engine.offset(unit.index, place.index) for place in unit.places]
     return [
         flat[start : start + place.shape.numel()].view(place.shape)
@@ -132,11 +132,11 @@ def full_state_dict(model: nn.Module, all_ranks: bool = False) -> dict[str, torc
     for unit in state.units:
         read = read_unit(state, unit)
         if keep:
-            values.update(zip(unit.params, (value.clone() for value in read), strict=True))
+            values.update(zip(unit.params, (value.to("cpu", copy=True) for value in read), strict=True))
     if not keep:
         return {}
     return {
-        name: values[tensor] if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+        name: values[tensor] if isinstance(tensor, nn.Parameter) else tensor.detach().to("cpu", copy=True)
         for name, tensor in _entries(model)
     }
 
@@ -160,9 +160,9 @@ def load_full_state_dict(model: nn.Module, state_dict: Mapping[str, torch.Tensor
                 write(place, state_dict[place.name] if state.world.rank == 0 else torch.empty(place.shape))
     state.note_change()
     for name, buffer in buffers.items():
-        value = state_dict[name].to(buffer.dtype) if state.world.rank == 0 else buffer
-        same = value.detach().contiguous().clone()
-        state.world.communicator.broadcast(name, same.data_ptr(), same.numel() * same.element_size(), root=0)
+        value = state_dict[name] if state.world.rank == 0 else buffer
+        same = value.detach().to(buffer, copy=True).contiguous()
+        state.broadcast(name, same)
         buffer.copy_(same)
 
 

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, get_args
 
+import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from aliquot import _core
+from aliquot import _core, gpu
 from aliquot._core import InvalidArgument
 
-Transport = Literal["auto", "shared_memory", "process_group"]
+Transport = Literal["auto", "shared_memory", "nccl", "process_group"]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -26,26 +28,31 @@ class World:
     rank: int
     world_size: int
     transport: str
-    """The transport in use: `thread` where the process is alone, `shared_memory`, or `process_group`."""
+    """The transport in use: `thread` where the process is alone without a GPU, else as `init` was told."""
     communicator: _core.Communicator
+    device: torch.device
+    """Where sharded models live: this rank's GPU on the transport `nccl`, the CPU on the others."""
 
 
 _world: World | None = None
 
 
-def init(transport: Transport = "auto", timeout: float = 600.0) -> World:
+def init(transport: Transport = "auto", timeout: float = 600.0, nccl: gpu.Origin | None = None) -> World:
     """Joins the ranks that torchrun started, by its environment variables; alone without them.
 
-    `transport`: `"shared_memory"` for ranks of one host, `"process_group"` for whatever `torch.distributed` reaches
-    (it is initialized with Gloo if it is not yet); `"auto"` takes the first if all ranks are on one host.
-    `timeout`: seconds that any wait for another rank may take. Called by `shard` if need be; a second call with the
-    same transport returns the same world.
+    `transport`: `"nccl"` for GPUs of one host, each rank with that of its LOCAL_RANK, which becomes torch's current
+    device; `"shared_memory"` for CPUs of one host; `"process_group"` for whatever `torch.distributed` reaches (it is
+    initialized with Gloo if it is not yet); `"auto"` takes the first of them that can join all ranks.
+    `timeout`: seconds that any wait for another rank may take.
+    `nccl`: for those who use `cupy.cuda.nccl` too, the same kind on every rank: a unique id that all ranks got from
+    one, or an `NcclCommunicator` of the same ranks, which is split and stays theirs.
+    Called by `shard` if need be; a second call with the same transport returns the same world.
     """
     global _world
     if transport not in get_args(Transport):
         raise InvalidArgument(f"transport is {transport!r}; it is one of {', '.join(get_args(Transport))}")
     if _world is None:
-        _world = _join(transport, timeout)
+        _world = _join(transport, timeout, nccl)
         atexit.register(_leave)
     elif transport not in ("auto", _world.transport) and _world.world_size > 1:
         raise InvalidArgument(f"the world is already up on {_world.transport!r}, it can't be {transport!r} as well")
@@ -58,21 +65,33 @@ def _leave() -> None:
         _world.communicator.leave()
 
 
-def _join(transport: Transport, timeout: float) -> World:
+def _join(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> World:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1 and not dist.is_initialized():
-        return World(0, 1, "thread", _core.world_of_one())
+        return _alone(transport, timeout, nccl)
     store, rank, world_size = _rendezvous(timeout)
     store = PrefixStore("aliquot", store)
     if transport == "auto":
-        transport = "shared_memory" if _one_host(store, rank, world_size) else "process_group"
-    if transport == "shared_memory":
+        transport = _choose(store, rank, world_size)
+    device = CPU
+    if transport == "nccl":
+        device = gpu.claim(int(os.environ.get("LOCAL_RANK", rank)))
+        communicator = gpu.communicator(store, rank, world_size, timeout, device, nccl)
+    elif transport == "shared_memory":
         communicator = _core.shared_memory_communicator(
             store.set, lambda key: store.get(key).decode(), "world", rank, world_size, timeout
         )
     else:
         communicator = _process_group(store, rank, world_size, timeout)
-    return World(rank, world_size, transport, communicator)
+    return World(rank, world_size, transport, communicator, device)
+
+
+def _alone(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> World:
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    if transport != "nccl" and not (transport == "auto" and gpu.usable(index)):
+        return World(0, 1, "thread", _core.world_of_one(), CPU)
+    device = gpu.claim(index)
+    return World(0, 1, "nccl", gpu.communicator(HashStore(), 0, 1, timeout, device, nccl), device)
 
 
 def _rendezvous(timeout: float) -> tuple[Store, int, int]:
@@ -82,9 +101,14 @@ def _rendezvous(timeout: float) -> tuple[Store, int, int]:
     return store, rank, world_size
 
 
-def _one_host(store: Store, rank: int, world_size: int) -> bool:
-    store.set(f"host/{rank}", platform.node())
-    return len({store.get(f"host/{other}") for other in range(world_size)}) == 1
+def _choose(store: Store, rank: int, world_size: int) -> Transport:
+    """The fastest transport that joins all ranks, from what each says of itself."""
+    usable = gpu.usable(int(os.environ.get("LOCAL_RANK", rank)))
+    store.set(f"place/{rank}", f"{usable:d} {platform.node()}")
+    gpus, hosts = zip(*(store.get(f"place/{other}").decode().split(" ", 1) for other in range(world_size)), strict=True)
+    if len(set(hosts)) > 1:
+        return "process_group"
+    return "nccl" if set(gpus) == {"1"} else "shared_memory"
 
 
 def _process_group(store: Store, rank: int, world_size: int, timeout: float) -> _core.Communicator:

@@ -20,6 +20,17 @@ std::unique_ptr<Communicator> shared_memory(std::function<void(const std::string
   return make_shared_memory_communicator(store, name, rank, world_size, milliseconds(timeout));
 }
 
+std::unique_ptr<Communicator> nccl(std::function<void(const std::string&, const std::string&)> set,
+                                   std::function<std::string(const std::string&)> get, const std::string& name,
+                                   int rank, int world_size, double timeout, int device, const py::bytes& unique_id,
+                                   std::uintptr_t communicator) {
+  auto control = world_size == 1 ? std::move(make_thread_communicators(1, milliseconds(timeout)).front())
+                                 : shared_memory(std::move(set), std::move(get), name, rank, world_size, timeout);
+  const NcclOrigin origin{std::string(unique_id), reinterpret_cast<void*>(communicator)};
+  const py::gil_scoped_release release;
+  return make_nccl_communicator(std::move(control), {Device::Type::cuda, device}, origin);
+}
+
 /// Lets Ctrl-C end a wait.
 void check_signals() {
   const py::gil_scoped_acquire acquire;
@@ -36,15 +47,17 @@ void register_communicators(py::module_& module) {
       .def_property_readonly("name", [](const Communicator& self) { return std::string(self.name()); })
       .def_property_readonly("one_sided", &Communicator::one_sided)
       .def(
-          "barrier", [](Communicator& self, const std::string& what) { self.barrier({what, ""}); }, py::arg("what"),
-          released)
+          "barrier", [](Communicator& self, const std::string& what) { self.host().barrier({what, ""}); },
+          py::arg("what"), released)
       .def(
           "broadcast",
-          [](Communicator& self, const std::string& what, std::uintptr_t address, std::size_t bytes, int root) {
-            self.broadcast({"broadcast", what}, {reinterpret_cast<std::byte*>(address), bytes}, root);
+          [](Communicator& self, const std::string& what, std::uintptr_t address, std::size_t bytes, int root,
+             std::uintptr_t stream) {
+            self.broadcast({"broadcast", what}, {reinterpret_cast<std::byte*>(address), bytes}, root,
+                           Stream{reinterpret_cast<void*>(stream)});
           },
-          py::arg("what"), py::arg("address"), py::arg("bytes"), py::arg("root"), released,
-          "Overwrites `bytes` bytes at `address` with those of rank `root`.")
+          py::arg("what"), py::arg("address"), py::arg("bytes"), py::arg("root"), py::arg("stream") = 0, released,
+          "Overwrites `bytes` bytes at `address`, in the transport's memory, with those of rank `root`.")
       .def(
           "all_gather",
           [](Communicator& self, const std::string& what, const py::bytes& mine) {
@@ -52,13 +65,13 @@ void register_communicators(py::module_& module) {
             std::string whole(part.size() * static_cast<std::size_t>(self.world_size()), '\0');
             {
               const py::gil_scoped_release release;
-              self.all_gather({"all_gather", what}, std::as_bytes(std::span(part)),
-                              reinterpret_cast<std::byte*>(whole.data()));
+              self.host().all_gather({"all_gather", what}, std::as_bytes(std::span(part)),
+                                     reinterpret_cast<std::byte*>(whole.data()));
             }
             return py::bytes(whole);
           },
           py::arg("what"), py::arg("mine"), "Every rank's bytes, of one length, joined in rank order.")
-      .def("leave", &Communicator::leave, "Says that this rank is done. No call comes after it.")
+      .def("leave", &Communicator::leave, released, "Says that this rank is done. No call comes after it.")
       .def("abort", [](Communicator& self, const std::string& reason) { self.abort(reason); }, py::arg("reason"));
 
   module.def(
@@ -67,6 +80,13 @@ void register_communicators(py::module_& module) {
   module.def("shared_memory_communicator", &shared_memory, py::arg("set"), py::arg("get"), py::arg("name"),
              py::arg("rank"), py::arg("world_size"), py::arg("timeout"),
              "Ranks are processes of one host, which find each other through the key-value store `set`, `get`.");
+  module.def(
+      "nccl_communicator", &nccl, py::arg("set"), py::arg("get"), py::arg("name"), py::arg("rank"),
+      py::arg("world_size"), py::arg("timeout"), py::arg("device"), py::arg("unique_id") = py::bytes(),
+      py::arg("communicator") = 0,
+      "Ranks are GPUs of one host, `device` this rank's. `unique_id` and `communicator` (an address): see NcclOrigin.");
+  module.def("set_nccl_library", &set_nccl_library, py::arg("path"),
+             "Where to load NCCL from if the process holds no copy yet.");
   set_interrupt_check(check_signals);
 }
 

@@ -37,4 +37,6 @@ struct DLManagedTensor {
 }  // extern "C"
 
 inline constexpr std::int32_t dl_cpu = 1;
+inline constexpr std::int32_t dl_cuda = 2;
 inline constexpr std::uint8_t dl_float = 2;
+inline constexpr std::uint8_t dl_bfloat = 4;

@@ -10,29 +10,47 @@ namespace {
 using Address = std::uintptr_t;
 using Addresses = std::vector<Address>;
 
-Address address_of(const float* pointer) { return reinterpret_cast<Address>(pointer); }
+Address address_of(const void* pointer) { return reinterpret_cast<Address>(pointer); }
+
+Stream stream_at(Address handle) { return {reinterpret_cast<void*>(handle)}; }
 
 Gradients gradients_at(const Addresses& addresses) {
   Gradients gradients;
   gradients.reserve(addresses.size());
-  for (const Address address : addresses) gradients.push_back(reinterpret_cast<const float*>(address));
+  for (const Address address : addresses) gradients.push_back(reinterpret_cast<const void*>(address));
   return gradients;
 }
 
-void finish_backward(Engine& engine, const std::vector<std::pair<std::size_t, Addresses>>& left) {
+void finish_backward(Engine& engine, const std::vector<std::pair<std::size_t, Addresses>>& left, Address stream) {
   Left gradients;
   for (const auto& [unit, addresses] : left) gradients.emplace_back(unit, gradients_at(addresses));
-  engine.finish_backward(gradients);
+  engine.finish_backward(gradients, stream_at(stream));
 }
 
-std::unique_ptr<Engine> make_engine(std::vector<UnitSpec> units, Communicator& communicator, int stage,
-                                    std::size_t slots, std::size_t ahead_bytes, bool poison) {
+/// An engine and the memory that it lies in.
+struct Housed {
+  Housed(std::unique_ptr<MemoryResource> memory, std::vector<UnitSpec> units, Communicator& communicator,
+         const EngineOptions& options)
+      : memory(std::move(memory)),
+        engine(std::move(units), communicator, this->memory ? *this->memory : host_memory(), options) {}
+  std::unique_ptr<MemoryResource> memory;
+  Engine engine;
+};
+
+/// \param device  index of a GPU, or -1 for the CPU
+std::shared_ptr<Engine> make_engine(std::vector<UnitSpec> units, Communicator& communicator, int stage,
+                                    std::size_t slots, std::size_t ahead_bytes, bool poison, int device,
+                                    bool fp32_master) {
   EngineOptions options;
   options.stage = Stage(stage);
   options.gatherer.slots = slots;
   options.gatherer.ahead_bytes = ahead_bytes;
   options.gatherer.poison = poison;
-  return std::make_unique<Engine>(std::move(units), communicator, host_memory(), options);
+  options.master = fp32_master ? MasterForm::fp32 : MasterForm::low16;
+  std::unique_ptr<MemoryResource> memory;
+  if (device >= 0) memory = planned_memory(units, communicator, options, {Device::Type::cuda, device});
+  const auto housed = std::make_shared<Housed>(std::move(memory), std::move(units), communicator, options);
+  return {housed, &housed->engine};
 }
 
 std::map<std::string, double> times(const EngineStatistics& statistics) {
@@ -40,15 +58,23 @@ std::map<std::string, double> times(const EngineStatistics& statistics) {
       {"gather", statistics.gather.seconds}, {"reduce", statistics.reduce.seconds}, {"step", statistics.step_seconds}};
 }
 
+DType dtype_named(const std::string& name) {
+  for (const DType dtype : {DType::fp32, DType::bf16, DType::fp16}) {
+    if (name_of(dtype) == name) return dtype;
+  }
+  throw InvalidArgument("dtype is '" + name + "'; it is fp32, bf16 or fp16");
+}
+
 void register_values(py::module_& module) {
   py::class_<ParamSpec>(module, "ParamSpec")
       .def(py::init([](std::string name, std::size_t numel) { return ParamSpec{std::move(name), numel}; }),
            py::arg("name"), py::arg("numel"));
   py::class_<UnitSpec>(module, "UnitSpec")
-      .def(py::init([](std::string name, std::vector<ParamSpec> params, bool trainable, bool encloses_units) {
-             return UnitSpec{std::move(name), std::move(params), DType::fp32, trainable, encloses_units};
+      .def(py::init([](std::string name, std::vector<ParamSpec> params, const std::string& dtype, bool trainable,
+                       bool encloses_units) {
+             return UnitSpec{std::move(name), std::move(params), dtype_named(dtype), trainable, encloses_units};
            }),
-           py::arg("name"), py::arg("params"), py::arg("trainable"), py::arg("encloses_units"));
+           py::arg("name"), py::arg("params"), py::arg("dtype"), py::arg("trainable"), py::arg("encloses_units"));
   py::class_<AdamWGroup>(module, "AdamWGroup")
       .def(py::init([](double lr, double beta1, double beta2, double eps, double weight_decay) {
              return AdamWGroup{lr, beta1, beta2, eps, weight_decay};
@@ -57,7 +83,9 @@ void register_values(py::module_& module) {
   py::class_<StepResult>(module, "StepResult")
       .def_readonly("grad_norm", &StepResult::grad_norm)
       .def_readonly("skipped", &StepResult::skipped)
-      .def_readonly("first_bad", &StepResult::first_bad);
+      .def_readonly("first_bad", &StepResult::first_bad)
+      .def_property_readonly("steps_skipped", [](const StepResult& self) { return self.counts.skipped; })
+      .def_property_readonly("skipped_in_a_row", [](const StepResult& self) { return self.counts.skipped_in_a_row; });
   py::class_<GradientReport>(module, "GradientReport")
       .def_readonly("norm", &GradientReport::norm)
       .def_readonly("non_finite", &GradientReport::non_finite)
@@ -69,8 +97,8 @@ void register_values(py::module_& module) {
       .def_property_readonly("gathered_bytes", [](const EngineStatistics& self) { return self.gather.bytes; })
       .def_property_readonly("reduces", [](const EngineStatistics& self) { return self.reduce.reduces; })
       .def_property_readonly("reduced_bytes", [](const EngineStatistics& self) { return self.reduce.bytes; })
-      .def_readonly("steps", &EngineStatistics::steps)
-      .def_readonly("skipped", &EngineStatistics::skipped);
+      .def_property_readonly("steps", [](const EngineStatistics& self) { return self.steps.steps; })
+      .def_property_readonly("skipped", [](const EngineStatistics& self) { return self.steps.skipped; });
 }
 
 }  // namespace
@@ -78,53 +106,80 @@ void register_values(py::module_& module) {
 void register_engine(py::module_& module) {
   register_values(module);
   const auto released = py::call_guard<py::gil_scoped_release>();
-  py::class_<Engine>(module, "Engine", "One rank of a sharded model; see aliquot/engine.h.")
+  py::class_<Engine, std::shared_ptr<Engine>>(module, "Engine", "One rank of a sharded model; see aliquot/engine.h.")
       .def(py::init(&make_engine), py::arg("units"), py::arg("communicator"), py::kw_only(), py::arg("stage"),
-           py::arg("slots"), py::arg("ahead_bytes"), py::arg("poison"), py::keep_alive<1, 3>(), released)
+           py::arg("slots"), py::arg("ahead_bytes"), py::arg("poison"), py::arg("device"), py::arg("fp32_master"),
+           py::keep_alive<1, 3>(), released)
       .def(
-          "pre_forward", [](Engine& self, std::size_t unit) { return address_of(self.pre_forward(unit)); }, released)
+          "pre_forward",
+          [](Engine& self, std::size_t unit, Address stream) {
+            return address_of(self.pre_forward(unit, stream_at(stream)));
+          },
+          released)
       .def(
-          "post_forward", [](Engine& self, std::size_t unit) { self.post_forward(unit); }, released)
+          "post_forward",
+          [](Engine& self, std::size_t unit, Address stream) { self.post_forward(unit, stream_at(stream)); }, released)
       .def("expect_backward", &Engine::expect_backward)
       .def("finish_forward", &Engine::finish_forward)
       .def(
-          "pre_backward", [](Engine& self, std::size_t unit) { return address_of(self.pre_backward(unit)); }, released)
+          "pre_backward",
+          [](Engine& self, std::size_t unit, Address stream) {
+            return address_of(self.pre_backward(unit, stream_at(stream)));
+          },
+          released)
       .def(
           "post_backward",
-          [](Engine& self, std::size_t unit, const Addresses& gradients) {
-            return self.post_backward(unit, gradients_at(gradients));
+          [](Engine& self, std::size_t unit, const Addresses& gradients, Address stream) {
+            return self.post_backward(unit, gradients_at(gradients), stream_at(stream));
           },
           released)
       .def("in_the_way", &Engine::in_the_way)
       .def("hold", &Engine::hold)
-      .def("leave_backward", &Engine::leave_backward)
+      .def("leave_backward", [](Engine& self, Address stream) { self.leave_backward(stream_at(stream)); })
       .def("finish_backward", &finish_backward, released)
       .def("set_groups", &Engine::set_groups, released)
       .def(
           "step",
-          [](Engine& self, const std::vector<AdamWGroup>& groups, std::optional<double> max_norm) {
-            return self.step(groups, max_norm);
+          [](Engine& self, const std::vector<AdamWGroup>& groups, std::optional<double> max_norm, Address stream) {
+            return self.step(groups, max_norm, stream_at(stream));
           },
-          py::arg("groups"), py::arg("max_norm"), released)
-      .def("gradient_report", &Engine::gradient_report, released)
-      .def("scale_gradients", &Engine::scale_gradients, released)
-      .def("clear_gradients", &Engine::clear_gradients)
-      .def("clear_gradient", &Engine::clear_gradient, released)
+          py::arg("groups"), py::arg("max_norm"), py::arg("stream"), released)
+      .def(
+          "device_state", [](const Engine& self) { return address_of(self.device_state()); },
+          "Where the last step's norm (fp64) lies on the device, and behind it the clip factor (fp32) and whether the "
+          "step was skipped (uint32); 0 on CPUs.")
+      .def(
+          "gradient_report", [](Engine& self, Address stream) { return self.gradient_report(stream_at(stream)); },
+          released)
+      .def(
+          "scale_gradients",
+          [](Engine& self, float factor, Address stream) { self.scale_gradients(factor, stream_at(stream)); }, released)
+      .def("clear_gradients", [](Engine& self, Address stream) { self.clear_gradients(stream_at(stream)); })
+      .def(
+          "clear_gradient",
+          [](Engine& self, std::size_t unit, std::size_t param, Address stream) {
+            self.clear_gradient(unit, param, stream_at(stream));
+          },
+          released)
       .def("has_gradient", &Engine::has_gradient)
       .def("whole_gradient", [](Engine& self, std::size_t unit) { return address_of(self.whole_gradient(unit)); })
       .def_property_readonly("uses_slots", &Engine::uses_slots, "Whether later units overwrite gathered ones.")
-      .def("reset", &Engine::reset, released)
+      .def(
+          "reset", [](Engine& self, Address stream) { self.reset(stream_at(stream)); }, released)
       .def("begin_write", &Engine::begin_write, released)
       .def(
           "write",
-          [](Engine& self, std::size_t unit, std::size_t param, Address values) {
-            self.write(unit, param, reinterpret_cast<const float*>(values));
+          [](Engine& self, std::size_t unit, std::size_t param, Address values, Address stream) {
+            self.write(unit, param, reinterpret_cast<const float*>(values), stream_at(stream));
           },
           released)
-      .def("end_write", &Engine::end_write, released)
+      .def(
+          "end_write", [](Engine& self, Address stream) { self.end_write(stream_at(stream)); }, released)
       .def(
           "read",
-          [](Engine& self, std::size_t unit, Address whole) { self.read(unit, reinterpret_cast<float*>(whole)); },
+          [](Engine& self, std::size_t unit, Address whole, Address stream) {
+            self.read(unit, reinterpret_cast<void*>(whole), stream_at(stream));
+          },
           released)
       .def(
           "offset",
@@ -133,7 +188,7 @@ void register_engine(py::module_& module) {
       .def(
           "numel", [](const Engine& self, std::size_t unit) { return self.layout(unit).numel(); },
           "Elements of the flat unit, padding included.")
-      .def("statistics", &Engine::statistics);
+      .def("statistics", &Engine::statistics, released);
 }
 
 }  // namespace aliquot::python

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "aliquot/error.h"
 #include "dlpack.h"
 #include "register.h"
 
@@ -28,14 +29,23 @@ void destroy_capsule(PyObject* capsule) {
   destroy(static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor")));
 }
 
-py::object view(std::uintptr_t address, std::vector<std::int64_t> shape, py::object owner) {
+DLDataType dl_type(const std::string& dtype) {
+  if (dtype == "fp64") return {dl_float, 64, 1};
+  if (dtype == "fp32") return {dl_float, 32, 1};
+  if (dtype == "bf16") return {dl_bfloat, 16, 1};
+  if (dtype == "fp16") return {dl_float, 16, 1};
+  throw InvalidArgument("view: dtype is '" + dtype + "'; it is fp64, fp32, bf16 or fp16");
+}
+
+py::object view(std::uintptr_t address, std::vector<std::int64_t> shape, py::object owner, const std::string& dtype,
+                int device) {
   auto made = std::make_unique<View>();
   made->shape = std::move(shape);
   made->owner = std::move(owner);
   made->tensor.dl_tensor = {.data = reinterpret_cast<void*>(address),
-                            .device = {dl_cpu, 0},
+                            .device = device < 0 ? DLDevice{dl_cpu, 0} : DLDevice{dl_cuda, device},
                             .ndim = static_cast<std::int32_t>(made->shape.size()),
-                            .dtype = {dl_float, 32, 1},
+                            .dtype = dl_type(dtype),
                             .shape = made->shape.data(),
                             .strides = nullptr,
                             .byte_offset = 0};
@@ -50,8 +60,10 @@ py::object view(std::uintptr_t address, std::vector<std::int64_t> shape, py::obj
 }  // namespace
 
 void register_memory(py::module_& module) {
-  module.def("view", &view, py::arg("address"), py::arg("shape"), py::arg("owner"),
-             "A DLPack capsule of a contiguous fp32 CPU tensor at `address`. It keeps `owner` alive.");
+  module.def(
+      "view", &view, py::arg("address"), py::arg("shape"), py::arg("owner"), py::arg("dtype"), py::arg("device"),
+      "A DLPack capsule of a contiguous tensor at `address`, on the GPU `device`, or the CPU if that is -1. It keeps "
+      "`owner` alive.");
 }
 
 }  // namespace aliquot::python

@@ -48,7 +48,7 @@ TEST_P(EngineAccess, WhatIsWrittenIsReadAndGathered) {
       for (std::size_t unit = 0; unit < engine.unit_count(); ++unit) {
         std::vector<float> whole(engine.layout(unit).numel());
         engine.read(unit, whole.data());
-        const float* gathered = engine.pre_forward(unit);
+        const auto* gathered = static_cast<const float*>(engine.pre_forward(unit));
         for (std::size_t p = 0; p < engine.layout(unit).unit().params.size(); ++p) {
           const Range range = engine.layout(unit).param(p);
           require(same_bits(std::span(whole).subspan(range.begin, range.size()), values(unit, p)),
@@ -97,7 +97,7 @@ TEST_P(EngineAccess, AParameterIsThisRanksToWriteWhereItHoldsItWhole) {
       engine.finish_backward({});
       engine.step(std::array{AdamWGroup{.lr = 1, .weight_decay = 0}}, std::nullopt);
       engine.clear_gradients();
-      auto* whole = const_cast<float*>(engine.pre_forward(0));
+      auto* whole = static_cast<float*>(const_cast<void*>(engine.pre_forward(0)));
       require(std::all_of(whole, whole + numel, [&](float p) { return p < 0; }), "another rank's parameter");
       std::fill_n(whole, numel, 0.0F);
     }
@@ -147,7 +147,7 @@ class EngineAlone : public ::testing::Test {
 
 TEST_F(EngineAlone, PoisonReachesWhoReadsAfterRelease) {
   Engine engine = make({.stage = Stage(3), .gatherer = {.poison = true}});
-  const float* embed = engine.pre_forward(1);
+  const auto* embed = static_cast<const float*>(engine.pre_forward(1));
   EXPECT_EQ(embed[0], 0.0F);
   engine.post_forward(1);
   EXPECT_TRUE(std::isnan(embed[0]));

@@ -67,7 +67,8 @@ TEST_P(EngineFaults, ANonFiniteGradientIsSkippedAlikeAndNamed) {
       require(result.skipped, "the step should be skipped");
       require(result.first_bad == "block.up", "first bad: " + result.first_bad);
       require(same_bits(state_of(training.engine.store()), before), "a skipped step changed the state");
-      require(training.engine.statistics().skipped == 1 && training.engine.statistics().steps == 1, "counts");
+      require(training.engine.statistics().steps.skipped == 1 && training.engine.statistics().steps.steps == 1,
+              "counts");
     });
   }
 }

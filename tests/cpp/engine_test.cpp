@@ -28,7 +28,7 @@ Trained train(Communicator& communicator, const EngineOptions& options) {
   Trained trained;
   for (std::size_t step = 0; step < step_count; ++step) trained.norms.push_back(training.step(step).grad_norm);
   trained.parameters = training.parameters();
-  require(training.engine.statistics().steps == step_count, "a step was skipped");
+  require(training.engine.statistics().steps.steps == step_count, "a step was skipped");
   communicator.barrier({"end", ""});
   return trained;
 }

@@ -41,11 +41,14 @@ void for_each_block(const ShardStore& store, const std::function<void(std::size_
 
 TEST_P(Stores, BlocksAreZeroedAndAsLongAsTheStageSays) {
   run([&](Communicator& communicator, const ShardStore& store) {
-    const std::array sharded = {stage().shards_parameters(), stage().shards_gradients(), stage().shards_states(),
-                                stage().shards_states()};
+    const bool states = stage().shards_states();
+    const std::map<Role, bool> sharded{{Role::param, stage().shards_parameters()},
+                                       {Role::grad, stage().shards_gradients()},
+                                       {Role::exp_avg, states},
+                                       {Role::exp_avg_sq, states}};
     for_each_block(store, [&](std::size_t unit, Role role) {
       const Layout& layout = store.layout(unit);
-      const bool shard = sharded[static_cast<std::size_t>(role)];
+      const bool shard = sharded.at(role);
       const Range held = shard ? layout.shard(communicator.rank()) : Range{0, layout.numel()};
       require(store.block(unit, role).size() == held.size(), "another length");
       require(store.held_range(unit, role) == held, "another range");
@@ -73,7 +76,8 @@ TEST_P(Stores, OwnAndHeldPartLieInTheBlock) {
 
 TEST_P(Stores, BytesAddUp) {
   run([&](Communicator&, const ShardStore& store) {
-    std::map<std::string_view, std::size_t> expected{{"param", 0}, {"grad", 0}, {"exp_avg", 0}, {"exp_avg_sq", 0}};
+    std::map<std::string_view, std::size_t> expected{
+        {"param", 0}, {"master", 0}, {"grad", 0}, {"exp_avg", 0}, {"exp_avg_sq", 0}};
     for_each_block(
         store, [&](std::size_t unit, Role role) { expected[name_of(role)] += store.block(unit, role).size_bytes(); });
     require(store.bytes() == expected, "bytes() is not the sum of the blocks");

@@ -35,8 +35,8 @@ class SlotsTest : public ::testing::Test {
     for (const Layout& layout : layouts_) pointers.push_back(&layout);
     return Slots(pointers, ring, host_memory());
   }
-  static float* visit(Slots& slots, std::size_t unit) {
-    float* memory = slots.take(unit, Home::may_move);
+  static std::byte* visit(Slots& slots, std::size_t unit) {
+    std::byte* memory = slots.take(unit, Home::may_move);
     slots.release(unit);
     return memory;
   }
@@ -47,15 +47,15 @@ class SlotsTest : public ::testing::Test {
 TEST_F(SlotsTest, AUnitLandsInItsHomeEverAfter) {
   Slots ring = slots(2);
   EXPECT_EQ(ring.home(a), nullptr);
-  float* homes[] = {visit(ring, a), visit(ring, b), visit(ring, c), visit(ring, d)};
+  std::byte* homes[] = {visit(ring, a), visit(ring, b), visit(ring, c), visit(ring, d)};
   for (const std::size_t unit : {d, c, b, a, c, a}) EXPECT_EQ(visit(ring, unit), homes[unit]);
   EXPECT_EQ(ring.home(a), homes[a]);
 }
 
 TEST_F(SlotsTest, UnitsTakeTurnsInTheRing) {
   Slots ring = slots(2);
-  const float* first = visit(ring, a);
-  const float* second = visit(ring, b);
+  const std::byte* first = visit(ring, a);
+  const std::byte* second = visit(ring, b);
   EXPECT_NE(first, second);
   EXPECT_EQ(visit(ring, c), first);
   EXPECT_EQ(visit(ring, d), second);
@@ -64,7 +64,7 @@ TEST_F(SlotsTest, UnitsTakeTurnsInTheRing) {
 
 TEST_F(SlotsTest, TheRingGrowsWhereMoreUnitsAreLiveTogether) {
   Slots ring = slots(2);
-  const float* homes[] = {ring.take(a, Home::fixed), ring.take(b, Home::fixed), ring.take(c, Home::fixed)};
+  const std::byte* homes[] = {ring.take(a, Home::fixed), ring.take(b, Home::fixed), ring.take(c, Home::fixed)};
   EXPECT_NE(homes[c], homes[a]);
   EXPECT_NE(homes[c], homes[b]);
   EXPECT_EQ(ring.bytes(), 3 * layouts_[b].bytes());
@@ -95,7 +95,7 @@ TEST_F(SlotsTest, AHomeThatIsTakenMovesIfItMay) {
   Slots ring = slots(2);
   visit(ring, a);
   visit(ring, b);
-  const float* home = ring.take(c, Home::may_move);
+  const std::byte* home = ring.take(c, Home::may_move);
   EXPECT_EQ(home, ring.home(a));
   EXPECT_NE(ring.take(a, Home::may_move), home);
   EXPECT_TRUE(ring.live(a) && ring.live(c));
@@ -150,19 +150,19 @@ TEST_F(SlotsTest, KnowsWhoseBytesAHomeHoldsAndOfWhichEpoch) {
 
 TEST_F(SlotsTest, PoisonIsNaNFromEndToEndAndNobodysBytes) {
   Slots ring = slots(2);
-  float* memory = visit(ring, a);
+  const auto* memory = reinterpret_cast<const float*>(visit(ring, a));
   ring.filled(a, 1);
-  ring.poison(a);
+  ring.poison(a, {});
   for (std::size_t i = 0; i < layouts_[b].numel(); ++i) EXPECT_TRUE(std::isnan(memory[i])) << i;
   EXPECT_FALSE(ring.holds(a, 1));
 }
 
 TEST_F(SlotsTest, ReleaseAllFreesWhatIsLiveAndKeepsHomes) {
   Slots ring = slots(2);
-  const float* home = ring.take(a, Home::fixed);
+  const std::byte* home = ring.take(a, Home::fixed);
   ring.take(a, Home::fixed);
   ring.take(root, Home::fixed);
-  ring.release_all();
+  ring.release_all({});
   EXPECT_FALSE(ring.live(a) || ring.live(root));
   EXPECT_EQ(ring.take(a, Home::fixed), home);
   ring.release(a);

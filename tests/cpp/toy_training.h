@@ -81,7 +81,7 @@ class ToyTraining {
     full_.assign(engine.unit_count(), nullptr);
     made_.clear();
     left_.clear();
-    full_[0] = engine.pre_backward(0);
+    full_[0] = static_cast<const float*>(engine.pre_backward(0));
     for (std::size_t i = toy_walk.size(); i-- > toy_walk.size() - visits;) leave(toy_walk[i], step, first_visit(i));
   }
   void finish_backward() { engine.finish_backward(left_); }
@@ -116,7 +116,7 @@ class ToyTraining {
 
   /// A unit that forward visited twice keeps its parameters until backward has seen both visits.
   void leave(std::size_t unit, std::size_t step, bool last) {
-    if (const float* full = engine.pre_backward(unit)) full_[unit] = full;
+    if (const auto* full = static_cast<const float*>(engine.pre_backward(unit))) full_[unit] = full;
     if (!last) return;
     made_.push_back(gradients(unit, step));
     const bool late = (unit + step) % 4 == 0;

@@ -41,6 +41,7 @@ class Transport:
 SHARED_MEMORY = Transport("shared_memory")
 SHARED_MEMORY_POISONED = Transport("shared_memory", poison=True)
 PROCESS_GROUP = Transport("process_group", poison=True)
+NCCL = Transport("nccl")
 TRANSPORTS = (SHARED_MEMORY, SHARED_MEMORY_POISONED, PROCESS_GROUP)
 
 
@@ -142,11 +143,12 @@ def _work(
 ) -> None:
     parents_end.close()
     _die_with_parent()
+    torch.set_num_threads(1)  # makes torch's threads anew, before several of autograd's would do so at once
     os.environ.update(environment)
     try:
         if transport is not None:
             os.environ["ALIQUOT_DEBUG"] = "poison" if transport.poison else ""
-            aliquot.init(transport=transport.name, timeout=20.0)
+            torch.set_default_device(aliquot.init(transport=transport.name, timeout=20.0).device)
         answer = (True, fn(rank, *args))
     except BaseException:  # pytest's own outcomes among them
         answer = (False, traceback.format_exc())

@@ -26,13 +26,17 @@ class Turn:
     no_sync: Callable[[nn.Module], AbstractContextManager[object]] = contextlib.nullcontext
 
     def normal(self, *shape: int, part: int = 0) -> Tensor:
-        return torch.randn(*shape, generator=self._generator(part))
+        return on_device(torch.randn(*shape, generator=self._generator(part), device="cpu"))
 
     def tokens(self, vocabulary: int, *shape: int) -> Tensor:
-        return torch.randint(vocabulary, shape, generator=self._generator(0))
+        return on_device(torch.randint(vocabulary, shape, generator=self._generator(0), device="cpu"))
 
     def _generator(self, part: int) -> torch.Generator:
-        return torch.Generator().manual_seed(1 + self.rank + 100 * self.step + 100_000 * part)
+        return torch.Generator("cpu").manual_seed(1 + self.rank + 100 * self.step + 100_000 * part)
+
+
+def on_device(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.get_default_device())
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,9 @@ class Case:
 def built(case: Case) -> nn.Module:
     """The same weights on every rank, every time."""
     torch.manual_seed(0)
-    return case.build()
+    with torch.device("cpu"):
+        model = case.build()
+    return model.to(torch.get_default_device())
 
 
 class Sharded:
@@ -129,7 +135,8 @@ def train_both(rank: int, case: Case, stage: int, world_size: int, steps: int) -
     for step in range(steps):
         seen, expected = sharded.step(rank, step), reference.step(step)[rank]
         assert relative_error(seen, expected) < 1e-5, f"step {step}: {seen} instead of {expected}"
-    assert_same_weights(sharded.weights(), reference.weights(rank))
+    expected = {name: value.cpu() for name, value in reference.weights(rank).items()}
+    assert_same_weights(sharded.weights(), expected)
 
 
 def assert_same_bits(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -39,6 +39,7 @@ using Signal = std::uint32_t;
 /// Collectives and one-sided access among `world_size` ranks. One thread per rank calls it.
 ///
 /// Streams: a call that takes a stream is ordered on it. On a CPU transport everything is done on return.
+/// Memory: that of the host, except on the transports whose host() is another communicator: theirs is of the device.
 /// Errors: every wait ends. PeerLost names a dead rank, within 2 seconds on CPUs; CommunicatorError tells of a passed
 /// deadline, of an abort, or of ranks that disagree. After a PeerLost or an abort the communicator is of no more use.
 class Communicator {
@@ -51,6 +52,9 @@ class Communicator {
   int world_size() const noexcept { return world_size_; }
   std::chrono::milliseconds timeout() const noexcept { return timeout_; }
   virtual std::string_view name() const noexcept = 0;
+  /// The communicator of the same ranks that moves host memory: this one, where its memory is the host's. A call on
+  /// either counts in the one order of calls that the ranks must agree on.
+  virtual Communicator& host() noexcept { return *this; }
 
   // Two-sided: every rank calls them, in the same order.
 
@@ -67,6 +71,11 @@ class Communicator {
   /// Piece r of `input` goes to rank r; piece r of `output` came from rank r. Both hold world_size * piece_bytes.
   virtual void all_to_all(const Tag& tag, const std::byte* input, std::byte* output, std::size_t piece_bytes,
                           Stream stream = {}) = 0;
+  /// all_to_all for callers that have no use for their own piece: that place of `output` may stay as it was.
+  virtual void exchange(const Tag& tag, const std::byte* input, std::byte* output, std::size_t piece_bytes,
+                        Stream stream = {}) {
+    all_to_all(tag, input, output, piece_bytes, stream);
+  }
   /// Point to point; the sizes must agree.
   virtual void send(const Tag& tag, std::span<const std::byte> data, int to, Stream stream = {}) = 0;
   virtual void receive(const Tag& tag, std::span<std::byte> data, int from, Stream stream = {}) = 0;
@@ -75,6 +84,15 @@ class Communicator {
 
   /// Makes every rank's present and later waits fail with `reason`. Safe from any thread.
   virtual void abort(std::string_view reason) noexcept = 0;
+
+  /// Throws what has ended this world, if anything has: PeerLost (a rank was killed, whether or not anyone waits for
+  /// it) or CommunicatorError. Never waits. Safe from any thread.
+  virtual void require_intact();
+
+  /// Tells the transport of memory that collectives will use again and again, so that it may move it faster.
+  /// Collective: every rank calls it, in the same order, with the same size. Keep the result as long as the memory;
+  /// null where there is nothing to gain.
+  [[nodiscard]] virtual std::shared_ptr<void> register_memory(std::span<std::byte>) { return nullptr; }
 
   /// Says that this rank is done, as its destructor does: peers that wait for it fail with PeerLost, others go on. No
   /// call comes after it.

@@ -5,9 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "aliquot/communicator.h"
@@ -22,6 +24,7 @@ namespace aliquot {
 struct EngineOptions {
   Stage stage{3};
   GathererOptions gatherer;
+  MasterForm master = MasterForm::low16;
 };
 
 /// The gradients of all ranks since the last clear_gradients(), the same on every rank.
@@ -32,37 +35,43 @@ struct GradientReport {
   Presence present;
 };
 
-struct StepResult {
-  double grad_norm = 0;  ///< before clipping
-  bool skipped = false;  ///< gradients were not finite: nothing was changed, on any rank
-  std::string first_bad;
-};
-
 /// Seconds and counts since the engine was made; bytes as they are now.
 struct EngineStatistics {
   std::map<std::string, std::size_t> bytes;  ///< of this rank: by role, "slot" and "outbox"
   GatherStatistics gather;
   ReduceStatistics reduce;
   double step_seconds = 0;
-  std::uint64_t steps = 0;
-  std::uint64_t skipped = 0;
+  StepCounts steps;
 };
 
-/// One rank of a sharded model. Calls come from one thread; verbs on the same unit pair up. `stream` orders device
-/// work; on CPUs all is done on return. Errors leave the engine to be put right by reset().
+class DeviceReducer;
+class DeviceAdamW;
+
+/// Memory of `device` for one engine with these arguments: all that it will hold, in one piece.
+/// \throws OutOfMemory, with the figures, if it can't be had; DeviceError
+std::unique_ptr<MemoryResource> planned_memory(const std::vector<UnitSpec>& units, Communicator& communicator,
+                                               const EngineOptions& options, Device device);
+
+/// One rank of a sharded model. Calls come from one thread at a time; verbs on the same unit pair up. Where `memory` is
+/// a device's, `stream` orders the work: a verb gives work to it and to streams of the engine's own, makes each wait
+/// for what it needs, and returns. Addresses are of that memory. On CPUs all is done on return. Errors leave the engine
+/// to be put right by reset().
 class Engine {
  public:
-  /// Collective. `communicator` and `memory` outlive the engine.
+  /// Collective. `communicator` and `memory` outlive the engine; both are of the same kind of memory.
   Engine(std::vector<UnitSpec> units, Communicator& communicator, MemoryResource& memory, EngineOptions options);
 
-  /// Gathers the unit; returns its full parameters (Layout gives the places), good until post_forward. The address is
-  /// the same at every call unless units overlap in a new way; then it may move while no backward is outstanding.
-  const float* pre_forward(std::size_t unit, Stream stream = {});
+  ~Engine();
+
+  /// Gathers the unit; returns its full parameters, in the unit's dtype (Layout gives the places), good until
+  /// post_forward. The address is the same at every call unless units overlap in a new way; then it may move while no
+  /// backward is outstanding.
+  const void* pre_forward(std::size_t unit, Stream stream = {});
   void post_forward(std::size_t unit, Stream stream = {});
   /// The unit's forward will be walked backward: its address is fixed until its gradients are in, or step().
   void expect_backward(std::size_t unit);
   /// Gathers the unit for its backward. Repeated calls before post_backward do nothing more.
-  const float* pre_backward(std::size_t unit, Stream stream = {});
+  const void* pre_backward(std::size_t unit, Stream stream = {});
   /// The other unit that is gathered where `unit` must land for its backward, if any: pre_backward would throw. Give
   /// that one back first where its backward is over.
   std::optional<std::size_t> in_the_way(std::size_t unit) const { return gatherer_.in_the_way(unit); }
@@ -72,7 +81,7 @@ class Engine {
   /// finish_backward. Returns false if they must come later for want of room.
   bool post_backward(std::size_t unit, const Gradients& gradients, Stream stream = {});
   /// Gives back what is still gathered for backward. Alone it ends a backward whose gradients stay outside.
-  void leave_backward();
+  void leave_backward(Stream stream = {});
   /// The end of a backward: leave_backward, then `left`, the gradients that no post_backward took. On return this
   /// rank's gradients are reduced. Every rank calls it once per backward, also with nothing to add.
   void finish_backward(const Left& left, Stream stream = {});
@@ -80,16 +89,20 @@ class Engine {
   void finish_forward();
 
   /// Clips by `max_norm` if given, and updates. Every rank calls it; they skip alike if a gradient is not finite.
-  /// set_groups() comes first.
+  /// set_groups() comes first. On a device the host does not wait: what is returned is the latest result that it knows
+  /// of, of this step or one before, and device_state() is that of this one.
   StepResult step(std::span<const AdamWGroup> groups, std::optional<double> max_norm, Stream stream = {});
   /// Which group each parameter is in.
   void set_groups(Grouping grouping);
-  /// Every rank calls it.
-  GradientReport gradient_report();
-  void scale_gradients(float factor);
-  void clear_gradients();
-  void clear_gradient(std::size_t unit, std::size_t param);
-  /// True if the parameter had a gradient on any rank since the last clear; the same on every rank.
+  /// The scalars of the last step, where `stream` has come to its end (cuda::StepState); null on CPUs.
+  const void* device_state() const;
+  /// Every rank calls it. The host waits.
+  GradientReport gradient_report(Stream stream = {});
+  void scale_gradients(float factor, Stream stream = {});
+  void clear_gradients(Stream stream = {});
+  void clear_gradient(std::size_t unit, std::size_t param, Stream stream = {});
+  /// True if the parameter had a gradient since the last clear: on any rank, and the same on every rank, on CPUs; on
+  /// this rank on a device.
   bool has_gradient(std::size_t unit, std::size_t param) const;
   /// The reduced gradient of the whole unit, numel() floats, to read and to write; stages 0 and 1.
   float* whole_gradient(std::size_t unit);
@@ -97,37 +110,39 @@ class Engine {
   bool uses_slots() const { return gatherer_.uses_slots(); }
 
   /// Gives back all units and gives up all gradients since the last clear, after an exception.
-  void reset();
+  void reset(Stream stream = {});
 
   /// Writes a parameter's values, ParamSpec::numel floats, into what this rank holds of it. Between begin_write and
   /// end_write, which every rank calls: no rank reads parameters meanwhile.
   void begin_write();
-  void write(std::size_t unit, std::size_t param, const float* values);
-  void end_write();
-  /// The full unit into `whole`, Layout::numel() floats.
-  void read(std::size_t unit, float* whole);
+  void write(std::size_t unit, std::size_t param, const float* values, Stream stream = {});
+  void end_write(Stream stream = {});
+  /// The full unit into `whole`, Layout::numel() elements of its dtype.
+  void read(std::size_t unit, void* whole, Stream stream = {});
 
   const Layout& layout(std::size_t unit) const { return store_.layout(unit); }
   std::size_t unit_count() const { return store_.unit_count(); }
   const ShardStore& store() const { return store_; }
   Communicator& communicator() const { return communicator_; }
+  /// On a device the host waits for the last step.
   EngineStatistics statistics() const;
 
  private:
-  void spread(Role role);
-  void release_held();
+  void spread(Role role, Stream stream);
+  void release_held(Stream stream);
+  StepResult step_on_host(std::span<const AdamWGroup> groups, std::optional<double> max_norm);
 
   Communicator& communicator_;
   ShardStore store_;
   Gatherer gatherer_;
-  Reducer reducer_;
-  std::optional<AdamW> optimizer_;
+  MemoryResource& memory_;
+  std::variant<std::unique_ptr<Reducer>, std::unique_ptr<DeviceReducer>> reducer_;
+  std::variant<std::unique_ptr<AdamW>, std::unique_ptr<DeviceAdamW>> optimizer_;  ///< null before set_groups
   std::vector<bool> graph_;        ///< a backward of this unit is expected
   std::vector<bool> in_backward_;  ///< acquired by pre_backward
   std::vector<bool> held_;
   double step_seconds_ = 0;
-  std::uint64_t steps_ = 0;
-  std::uint64_t skipped_ = 0;
+  StepCounts counts_;  ///< on CPUs
 };
 
 }  // namespace aliquot

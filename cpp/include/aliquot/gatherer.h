@@ -11,6 +11,7 @@
 #include "aliquot/schedule.h"
 #include "aliquot/shard_store.h"
 #include "aliquot/slots.h"
+#include "aliquot/streams.h"
 
 namespace aliquot {
 
@@ -42,23 +43,26 @@ class Gatherer {
  public:
   Gatherer(ShardStore& store, Communicator& communicator, MemoryResource& memory, GathererOptions options);
 
-  /// The full parameters of `unit`, Layout::numel() floats, current until it was released as often as acquired.
+  /// The full parameters of `unit`, Layout::numel() elements of its dtype, current until it was released as often as
+  /// acquired. `stream` waits until they are there; the host does not, where there is a device.
   /// \param home  may_move unless a graph holds tensors of this unit (see Slots::Home)
-  const float* acquire(std::size_t unit, Pass pass, Slots::Home home);
-  void release(std::size_t unit);
+  const std::byte* acquire(std::size_t unit, Pass pass, Slots::Home home, Stream stream = {});
+  /// `stream` has been given all work that reads the unit.
+  void release(std::size_t unit, Stream stream = {});
   /// Acquires once more what is live already.
   void hold(std::size_t unit);
   /// The other unit that is live where `unit` must land, if any.
   std::optional<std::size_t> in_the_way(std::size_t unit) const;
   /// Gives back all units, after an error.
-  void release_all();
+  void release_all(Stream stream = {});
   /// Marks the end of a pass, so that the next is predicted from its start.
   void end_pass(Pass pass);
 
-  /// Tells peers that this rank's bytes have their next version. Every rank publishes the same sequence of versions.
-  void publish();
-  /// Every owner's shard of the present version into `whole`, numel() floats, which may be the unit's own block.
-  void fetch(std::size_t unit, Role role, float* whole);
+  /// Tells peers that this rank's bytes have their next version, which `stream` has been given the writing of. Every
+  /// rank publishes the same sequence of versions.
+  void publish(Stream stream = {});
+  /// Every owner's shard of the present version into `whole`, numel() elements, which may be the unit's own block.
+  void fetch(std::size_t unit, Role role, std::byte* whole, Stream stream = {});
 
   /// True if units are copied to slots, which later units overwrite.
   bool uses_slots() const;
@@ -66,8 +70,8 @@ class Gatherer {
   const GatherStatistics& statistics() const { return statistics_; }
 
  private:
-  const float* resident(std::size_t unit) const;
-  void fill(std::size_t unit, float* slot);
+  const std::byte* resident(std::size_t unit) const;
+  void fill(std::size_t unit, std::byte* slot);
   void gather_ahead(std::size_t unit, Pass pass);
   void await_version();
 
@@ -75,6 +79,8 @@ class Gatherer {
   Communicator& communicator_;
   GathererOptions options_;
   Slots slots_;
+  OwnedStream stream_;  ///< of the gathers ahead of their use
+  Event published_;
   Tracer forward_;
   Tracer backward_;
   PeerMemory control_;  ///< per rank: the Signal of its version

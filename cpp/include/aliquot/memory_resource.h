@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
+#include <mutex>
 #include <utility>
 
 #include "aliquot/device.h"
@@ -26,6 +28,42 @@ class MemoryResource {
 
 /// Page-backed host memory; one object for the whole process.
 MemoryResource& host_memory();
+
+/// Page-locked host memory, which a device copies to and from while the host goes on; each piece has exactly its size.
+/// \throws DeviceError in a build without CUDA.
+std::unique_ptr<MemoryResource> pinned_memory();
+
+/// Memory of a device, each piece on its own: for what grows. Zeroed when allocate returns, for every stream.
+/// \throws DeviceError if there is no such device
+std::unique_ptr<MemoryResource> device_memory(Device device);
+
+/// One piece of a device's memory, planned beforehand and handed out from its beginning. What is given back is free
+/// again when the arena dies.
+class DeviceArena final : public MemoryResource {
+ public:
+  /// What a piece takes is rounded up to this.
+  static constexpr std::size_t granule = 512;
+  static constexpr std::size_t planned(std::size_t bytes) { return (bytes + granule - 1) / granule * granule; }
+
+  /// \param capacity  the sum of planned() of all pieces
+  /// \throws OutOfMemory, with what is wanted and what is there; DeviceError if there is no such device
+  DeviceArena(Device device, std::size_t capacity);
+  ~DeviceArena() override;
+
+  void* allocate(std::size_t bytes, std::size_t alignment, Stream stream) override;
+  void deallocate(void*, std::size_t, Stream) noexcept override {}
+  Device device() const noexcept override { return device_; }
+  std::size_t capacity() const noexcept { return capacity_; }
+  std::size_t used() const;
+  bool owns(const void* pointer) const noexcept { return begin_ <= pointer && pointer < begin_ + capacity_; }
+
+ private:
+  Device device_;
+  std::size_t capacity_;
+  std::byte* begin_ = nullptr;
+  mutable std::mutex mutex_;
+  std::size_t used_ = 0;
+};
 
 /// Sole owner of a piece of memory; frees it on the stream it was taken on. May be empty.
 class Buffer {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "aliquot/shard_store.h"
@@ -27,6 +28,25 @@ inline constexpr int no_group = -1;
 
 /// Which parameters had a gradient on any rank, by unit and parameter.
 using Presence = std::vector<std::vector<bool>>;
+
+/// Steps since the optimizer was made.
+struct StepCounts {
+  std::uint64_t steps = 0;  ///< that were not skipped
+  std::uint64_t skipped = 0;
+  std::uint64_t skipped_in_a_row = 0;
+
+  void add(bool was_skipped) {
+    ++(was_skipped ? skipped : steps);
+    skipped_in_a_row = was_skipped ? skipped_in_a_row + 1 : 0;
+  }
+};
+
+struct StepResult {
+  double grad_norm = 0;   ///< before clipping
+  bool skipped = false;   ///< gradients were not finite: nothing was changed, on any rank
+  std::string first_bad;  ///< parameter
+  StepCounts counts;      ///< with this step
+};
 
 /// AdamW over the shards. A parameter counts its own steps, and one without a gradient is left alone: no decay, no
 /// moments, no count, as in torch.

@@ -16,9 +16,9 @@
 
 namespace aliquot {
 
-/// The gradients of a unit's parameters, in the unit's order: a contiguous array of the parameter's numel, or null
-/// where the parameter has none. Read during the call only.
-using Gradients = std::vector<const float*>;
+/// The gradients of a unit's parameters, in the unit's order: a contiguous array of the parameter's numel, in the
+/// unit's dtype, or null where the parameter has none. Read during the call, or on its stream; not later.
+using Gradients = std::vector<const void*>;
 
 /// Units with gradients that a pass has left over.
 using Left = std::vector<std::pair<std::size_t, Gradients>>;
@@ -33,7 +33,8 @@ struct ReduceStatistics {
 
 /// One micro-step (one backward) takes at most one contribution per unit from each rank. The gradient in the store is
 /// the sum over the micro-steps since clear() of the mean over the ranks; a rank without a contribution counts as
-/// zero. One-sided transports: see docs/design.md, "Reducing without a partner". Single-threaded.
+/// zero. On the host: streams are there for the signatures that DeviceReducer has too. One-sided transports: see
+/// docs/design.md, "Reducing without a partner". Single-threaded.
 class Reducer {
  public:
   Reducer(ShardStore& store, Communicator& communicator, MemoryResource& memory);
@@ -41,22 +42,20 @@ class Reducer {
 
   /// Packs and publishes this rank's gradients of `unit`. False, and nothing done, if that would need memory that
   /// only free up once peers on another path through the model get on: keep the gradients and give them to finish().
-  bool offer(std::size_t unit, const Gradients& gradients);
+  bool offer(std::size_t unit, const Gradients& gradients, Stream stream = {});
   /// True if `unit` was offered in this micro-step.
   bool offered(std::size_t unit) const { return units_.at(unit).offered; }
   /// Ends the micro-step: offers what is left, in the order of the units, tells peers of units without a
   /// contribution, and returns when this rank's shards hold the sums.
-  void finish(const Left& left);
+  void finish(const Left& left, Stream stream = {});
   /// Gives up the micro-step and every gradient since clear(). Peers that wait for it get a CommunicatorError.
-  void abandon();
+  void abandon(Stream stream = {});
 
   /// Forgets all gradients; the next ones are assigned, not added.
-  void clear();
+  void clear(Stream stream = {});
   /// Forgets one parameter's gradient.
-  void clear(std::size_t unit, std::size_t param);
-  /// Makes present() speak of all ranks. Collective.
-  void agree_on_presence();
-  /// True if the parameter had a gradient on this rank since clear().
+  void clear(std::size_t unit, std::size_t param, Stream stream = {});
+  /// True if the parameter had a gradient on any rank since clear(), as of the last finish().
   bool present(std::size_t unit, std::size_t param) const { return units_.at(unit).present.at(param); }
   /// True if no rank contributed to the unit since clear(); the same on every rank between micro-steps.
   bool empty(std::size_t unit) const { return units_.at(unit).empty; }
@@ -65,12 +64,13 @@ class Reducer {
   /// Call when somebody may have written to gradients in the store.
   void invalidate_statistics();
   /// Multiplies the gradients in the store.
-  void scale_all(float factor);
+  void scale_all(float factor, Stream stream = {});
 
   std::size_t outbox_bytes() const;
   const ReduceStatistics& reduce_statistics() const { return statistics_; }
 
  private:
+  void agree_on_presence();
   struct Unit {
     bool offered = false;                      ///< in this micro-step
     bool summed = false;                       ///< in this micro-step
@@ -78,7 +78,6 @@ class Reducer {
     std::vector<bool> present;                 ///< per parameter
     std::optional<GradStatistics> statistics;  ///< of the shard, while they are current
   };
-  void require_takeable(std::size_t unit, const Gradients& gradients) const;
   void pack(std::size_t unit, const Gradients& gradients, float* full) const;
   void accumulate(std::size_t unit, const std::vector<const float*>& shards);
   void note(std::size_t unit, const Gradients& gradients);

@@ -16,10 +16,16 @@
 namespace aliquot {
 
 /// What a persistent byte is for.
-enum class Role { param, grad, exp_avg, exp_avg_sq };
-inline constexpr std::array all_roles{Role::param, Role::grad, Role::exp_avg, Role::exp_avg_sq};
+enum class Role { param, master, grad, exp_avg, exp_avg_sq };
+inline constexpr std::array all_roles{Role::param, Role::master, Role::grad, Role::exp_avg, Role::exp_avg_sq};
 
 std::string_view name_of(Role role);
+
+/// Where the fp32 value of a 16-bit parameter is. fp32 parameters are their own.
+enum class MasterForm {
+  low16,  ///< the parameter, and 16 more bits as Role::master: exact (split_master.h); bf16 only
+  fp32,   ///< Role::master
+};
 
 /// How much of a unit a rank holds.
 enum class Extent { shard, whole };
@@ -29,14 +35,24 @@ enum class Extent { shard, whole };
 class ShardStore {
  public:
   /// Collective over one-sided transports. \throws OutOfMemory
-  ShardStore(std::vector<UnitSpec> units, Stage stage, Communicator& communicator, MemoryResource& memory);
+  ShardStore(std::vector<UnitSpec> units, Stage stage, Communicator& communicator, MemoryResource& memory,
+             MasterForm master = MasterForm::low16);
 
   std::size_t unit_count() const { return layouts_.size(); }
   const Layout& layout(std::size_t unit) const { return layouts_.at(unit); }
   Stage stage() const { return stage_; }
+  MasterForm master_form() const { return master_; }
   Extent extent(Role role) const;
-  /// False for the gradients and states of a unit that does not train.
+  /// False for the gradients and states of a unit that does not train, and for the master of an fp32 one.
   bool holds(std::size_t unit, Role role) const;
+  /// Bytes of an element.
+  std::size_t width(std::size_t unit, Role role) const;
+  /// What this rank holds: width() times shard_numel() where the extent is a shard, else times numel().
+  std::span<std::byte> bytes_of(std::size_t unit, Role role) const;
+  /// This rank's shard, wherever it lies.
+  std::span<std::byte> own_bytes(std::size_t unit, Role role) const;
+
+  // The same as fp32, for units and roles that are.
 
   /// What this rank holds: shard_numel() elements where the extent is a shard, else numel().
   std::span<float> block(std::size_t unit, Role role) const;
@@ -64,9 +80,11 @@ class ShardStore {
 
   Block take(std::size_t unit, Role role, Communicator& communicator, MemoryResource& memory) const;
   const Block& at(std::size_t unit, Role role) const;
+  void require_possible(const UnitSpec& unit, const MemoryResource& memory) const;
 
   std::vector<Layout> layouts_;
   Stage stage_;
+  MasterForm master_;
   int rank_;
   std::vector<std::array<Block, all_roles.size()>> blocks_;
 };

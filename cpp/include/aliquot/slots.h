@@ -9,6 +9,7 @@
 
 #include "aliquot/memory_resource.h"
 #include "aliquot/partition.h"
+#include "aliquot/streams.h"
 
 namespace aliquot {
 
@@ -25,28 +26,36 @@ class Slots {
 
   /// Makes `unit` live in its slot and returns the slot's memory. The unit is live until it was released as often as
   /// it was taken. \throws InvalidArgument, naming both units, if another live unit holds a home that is fixed
-  float* take(std::size_t unit, Home home);
+  std::byte* take(std::size_t unit, Home home);
   /// True if `unit` was live before, or its home could be filled ahead of use without harm to anyone.
   bool free_for(std::size_t unit) const;
   /// The other unit that is live in this unit's home, if any.
   std::optional<std::size_t> in_the_way(std::size_t unit) const;
   void release(std::size_t unit);
   bool live(std::size_t unit) const;
-  void release_all();
+  /// `stream` has been given all work that reads any of them.
+  void release_all(Stream stream);
 
   /// The memory of the unit's home; null before its first take.
-  float* home(std::size_t unit) const;
+  std::byte* home(std::size_t unit) const;
+  /// When the home was last filled, and when last given back.
+  Event& filled_event(std::size_t unit) { return slots_[*homes_[unit]].filled; }
+  Event& released_event(std::size_t unit) { return slots_[*homes_[unit]].released; }
   /// What the home's bytes are: true if they are this unit's as of `epoch`.
   bool holds(std::size_t unit, std::uint32_t epoch) const;
   void filled(std::size_t unit, std::uint32_t epoch);
   /// Fills the unit's home with NaN, so that a use after release cannot pass by luck.
-  void poison(std::size_t unit);
+  void poison(std::size_t unit, Stream stream);
 
   std::size_t bytes() const;
+  /// What all slots will take of a DeviceArena, if the ring does not grow.
+  std::size_t planned_bytes() const;
 
  private:
   struct Slot {
     Buffer memory;
+    Event filled;
+    Event released;
     bool in_ring = false;
     std::optional<std::size_t> content;  ///< unit whose bytes lie here,
     std::uint32_t epoch = 0;             ///< as of this epoch

@@ -1,12 +1,14 @@
 /// \file
-/// The transports for CPUs of one host.
+/// The transports, and how their communicators are made.
 #pragma once
 
 #include <chrono>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "aliquot/communicator.h"
+#include "aliquot/memory_resource.h"
 
 namespace aliquot {
 
@@ -24,6 +26,34 @@ std::vector<std::unique_ptr<Communicator>> make_thread_communicators(
 std::unique_ptr<Communicator> make_shared_memory_communicator(const KeyValueStore& store, const std::string& name,
                                                               int rank, int world_size,
                                                               std::chrono::milliseconds timeout = default_timeout);
+
+/// What the ranks bring of their own to an NCCL communicator, all of them or none; for those who also use another
+/// binding of NCCL, of the same copy of the library.
+struct NcclOrigin {
+  std::string unique_id;         ///< the 128 bytes that one rank got from NCCL and gave to all; or empty
+  void* communicator = nullptr;  ///< NCCL's handle of a communicator of the same ranks; it is split, and stays theirs
+};
+
+/// `nccl`: ranks are GPUs of one host. Pointers are of `device`'s memory, and work is done in the order of the stream;
+/// the host waits for peers only at the first call of a kind, in barrier, and in send and receive. Gathers (all_gather,
+/// broadcast) and everything else have a queue of their own, so that neither waits for the other. Memory of the host
+/// goes through host(), which is `control`: a one-sided communicator of the same ranks, whose timeout is this one's
+/// too.
+///
+/// A thread watches over every rank: within 5 seconds of the death of a rank, of calls that differ between ranks, of an
+/// abort, or of an error that NCCL met, all ranks' collectives on the device have ended, and every later call throws
+/// PeerLost or CommunicatorError with the reason. What the device has computed since is not to be used.
+/// \throws InvalidArgument if `device` is no GPU or two ranks have the same; CommunicatorError without NCCL;
+/// DeviceError in a build without CUDA
+std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> control, Device device,
+                                                     const NcclOrigin& origin = {});
+
+/// Memory of `device` that register_memory of its NCCL communicator makes the most of. Whole pages of 2 MiB: for few,
+/// large pieces. \throws as make_nccl_communicator
+std::unique_ptr<MemoryResource> nccl_memory(Device device);
+
+/// Which file to load NCCL from where the process holds no copy yet. Without it the loader searches.
+void set_nccl_library(const std::string& path);
 
 /// Called about every 100 ms by a rank that waits on the host, so that an embedding language can raise (Python's
 /// KeyboardInterrupt). It may throw. Process-wide; set it once, at start.

@@ -24,7 +24,7 @@ class Mlp {
   /// The last layer's output.
   std::vector<float> forward(std::vector<float> input) {
     for (std::size_t unit = 0; unit < layers_.size(); ++unit) {
-      const float* full = engine_.pre_forward(unit);
+      const auto* full = static_cast<const float*>(engine_.pre_forward(unit));
       layers_[unit].forward(std::move(input), full + offset(unit, 0), full + offset(unit, 1));
       engine_.expect_backward(unit);
       engine_.post_forward(unit);
@@ -38,7 +38,7 @@ class Mlp {
   void backward(std::vector<float> gradient) {
     aliquot::Left left;
     for (std::size_t unit = layers_.size(); unit-- > 0;) {
-      const float* full = engine_.pre_backward(unit);
+      const auto* full = static_cast<const float*>(engine_.pre_backward(unit));
       gradient = layers_[unit].backward(gradient, full + offset(unit, 0));
       const aliquot::Gradients gradients{layers_[unit].weight_grad.data(), layers_[unit].bias_grad.data()};
       if (!engine_.post_backward(unit, gradients)) left.emplace_back(unit, gradients);

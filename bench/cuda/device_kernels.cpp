@@ -1,0 +1,254 @@
+// Memory speed of the device's kernels. The result of each is first checked against the host's kernels; then every
+// iteration times it next to a copy of as many fp32 elements, so that `of_copy`, its bytes per second over the copy's,
+// compares what the same device did in the same run. The times are medians.
+#include <benchmark/benchmark.h>
+
+#include <cmath>
+#include <numeric>
+#include <string>
+
+#include "aliquot/device_kernels.h"
+#include "aliquot/kernels.h"
+#include "aliquot/split_master.h"
+#include "bench/cuda/device_work.h"
+#include "tests/cuda/formats.h"
+
+namespace aliquot::bench {
+namespace {
+
+using test::encoded;
+using test::numbers;
+
+std::vector<float> squares(std::uint32_t seed) {
+  std::vector<float> values = numbers(period, seed);
+  for (float& value : values) value *= value;
+  return values;
+}
+
+/// An array of `count` elements of the host's `values`.
+std::shared_ptr<Repeated> on_device(const std::vector<float>& values, DType dtype, std::size_t count, Stream stream) {
+  return std::make_shared<Repeated>(encoded(values, dtype), count * size_of(dtype), stream);
+}
+
+template <typename T>
+std::shared_ptr<Repeated> array_of(const std::vector<T>& values, Stream stream) {
+  const auto bytes = std::as_bytes(std::span(values));
+  return std::make_shared<Repeated>(std::vector(bytes.begin(), bytes.end()), bytes.size(), stream);
+}
+
+Work copy_work(std::size_t count, Stream stream) {
+  const auto from = on_device(numbers(period, 1), DType::fp32, count, stream);
+  const auto to = on_device(numbers(period, 2), DType::fp32, count, stream);
+  return {8, [=] { copy_async(to->data(), from->data(), count * sizeof(float), stream); },
+          [=] { return to->repeats(encoded(numbers(period, 1), DType::fp32)); }};
+}
+
+template <DType from_dtype, DType to_dtype>
+Work cast_work(std::size_t count, Stream stream) {
+  const std::vector<float> values = numbers(period, 1, from_dtype);
+  const auto from = on_device(values, from_dtype, count, stream);
+  const auto to = on_device(numbers(period, 2), to_dtype, count, stream);
+  return {static_cast<double>(size_of(from_dtype) + size_of(to_dtype)),
+          [=] { cuda::cast(from->data(), from_dtype, to->data(), to_dtype, count, stream); },
+          [=] { return to->repeats(encoded(values, to_dtype)); }};
+}
+
+Work scale_work(std::size_t count, Stream stream) {
+  std::vector<float> expected = numbers(period, 1);
+  const auto data = on_device(expected, DType::fp32, count, stream);
+  const auto factor = array_of<float>({0.999F}, stream);
+  scale(expected, 0.999F);
+  return {8, [=] { cuda::scale(data->data<float>(), count, factor->data<float>(), stream); },
+          [=] { return data->repeats(encoded(expected, DType::fp32)); }};
+}
+
+/// A unit of 16 parameters, each with a gradient.
+template <DType gradient, DType outbox>
+Work pack_work(std::size_t count, Stream stream) {
+  constexpr std::size_t params = 16;
+  const std::vector<float> values = numbers(period, 1, gradient);
+  const auto from = on_device(values, gradient, count, stream);
+  const auto full = on_device(numbers(period, 2), outbox, count, stream);
+  const auto present = array_of(std::vector<std::uint8_t>(params), stream);
+  UnitSpec unit{.name = "unit", .params = std::vector<ParamSpec>(params, {"param", count / params})};
+  std::vector<cuda::PackSource> sources;
+  for (std::size_t param = 0; param < params; ++param) {
+    sources.push_back({from->data<std::byte>() + param * (count / params) * size_of(gradient), gradient});
+  }
+  return {static_cast<double>(size_of(gradient) + size_of(outbox)),
+          [=, layout = Layout(unit, 1)] {
+            (void)from;  // that the sources lie in
+            cuda::pack(layout, sources, full->data(), outbox, present->data<std::uint8_t>(), stream);
+          },
+          [=] { return full->repeats(encoded(values, outbox)); }};
+}
+
+/// What a reduction works on besides its arrays.
+struct Space {
+  std::shared_ptr<Repeated> statistics, workspace;
+
+  explicit Space(Stream stream)
+      : statistics(array_of<cuda::DeviceStatistics>({{}}, stream)),
+        workspace(array_of(std::vector<std::byte>(cuda::reduce_workspace_bytes()), stream)) {}
+
+  /// Whether the square sum is that of `values` again and again.
+  bool is_of(const std::vector<float>& values, std::size_t count, Stream stream) const {
+    cuda::DeviceStatistics said;
+    copy_async(&said, statistics->data(), sizeof said, stream);
+    synchronize(stream);
+    const double expected = grad_statistics(values).square_sum * static_cast<double>(count / period);
+    return said.non_finite == 0 && std::abs(said.square_sum - expected) <= 1e-9 * expected;
+  }
+};
+
+template <DType dtype, std::size_t ranks, Accumulate accumulate>
+Work reduce_work(std::size_t count, Stream stream) {
+  std::vector<std::vector<float>> values;
+  std::vector<const float*> host_parts;
+  std::vector<std::shared_ptr<Repeated>> parts;
+  std::vector<const void*> pointers;
+  for (std::uint32_t rank = 0; rank < ranks; ++rank) {
+    values.push_back(numbers(period, rank, dtype));
+    parts.push_back(on_device(values.back(), dtype, count, stream));
+    pointers.push_back(parts.back()->data());
+  }
+  for (const std::vector<float>& part : values) host_parts.push_back(part.data());
+  std::vector<float> expected = numbers(period, 99);
+  const auto result = on_device(expected, DType::fp32, count, stream);
+  constexpr float factor = 1.0F / static_cast<float>(ranks);
+  reduce(host_parts, factor, expected, accumulate);
+  const Space space(stream);
+  return {static_cast<double>(ranks * size_of(dtype)) + (accumulate == Accumulate::yes ? 8 : 4),
+          [=] {
+            (void)parts;
+            cuda::reduce(pointers, dtype, factor, result->data<float>(), count, accumulate,
+                         space.statistics->data<cuda::DeviceStatistics>(), space.workspace->data(), stream);
+          },
+          [=] { return result->repeats(encoded(expected, DType::fp32)) && space.is_of(expected, count, stream); }};
+}
+
+Work statistics_work(std::size_t count, Stream stream) {
+  const std::vector<float> values = numbers(period, 1);
+  const auto data = on_device(values, DType::fp32, count, stream);
+  const Space space(stream);
+  return {4,
+          [=] {
+            cuda::grad_statistics(data->data<float>(), count, space.statistics->data<cuda::DeviceStatistics>(),
+                                  space.workspace->data(), stream);
+          },
+          [=] { return space.is_of(values, count, stream); }};
+}
+
+constexpr AdamWStep update{.lr = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .step = 10, .grad_scale = 0.5};
+
+cuda::ParamScalars scalars_of_update() {
+  const auto correction = [](double beta) { return 1 - std::pow(beta, static_cast<double>(update.step)); };
+  return {.stepped = 1,
+          .decay = static_cast<float>(1 - update.lr * update.weight_decay),
+          .one_minus_beta1 = static_cast<float>(1 - update.beta1),
+          .beta2 = static_cast<float>(update.beta2),
+          .one_minus_beta2 = static_cast<float>(1 - update.beta2),
+          .inverse_correction2 = static_cast<float>(1 / std::sqrt(correction(update.beta2))),
+          .eps = static_cast<float>(update.eps),
+          .minus_step_size = static_cast<float>(-update.lr / correction(update.beta1))};
+}
+
+/// The parameter's bytes and those of the other part of the master.
+std::pair<std::vector<std::byte>, std::vector<std::byte>> stored(const std::vector<float>& masters, DType dtype,
+                                                                 cuda::Master form) {
+  if (form != cuda::Master::low16) return {encoded(masters, dtype), encoded(masters, DType::fp32)};
+  std::vector<std::uint16_t> high, low;
+  for (const float master : masters) {
+    high.push_back(split_master(master).high);
+    low.push_back(split_master(master).low);
+  }
+  const auto bytes_of = [](const std::vector<std::uint16_t>& halves) {
+    const auto bytes = std::as_bytes(std::span(halves));
+    return std::vector(bytes.begin(), bytes.end());
+  };
+  return {bytes_of(high), bytes_of(low)};
+}
+
+template <DType dtype, cuda::Master form>
+Work adamw_work(std::size_t count, Stream stream) {
+  std::vector<float> masters = numbers(period, 1), exp_avg = numbers(period, 3), exp_avg_sq = squares(4);
+  const std::vector<float> grads = numbers(period, 2);
+  const auto [param_bytes, master_bytes] = stored(masters, dtype, form);
+  const std::size_t master_size = form == cuda::Master::low16 ? 2 : form == cuda::Master::fp32 ? 4 : 0;
+  const auto param = std::make_shared<Repeated>(param_bytes, count * size_of(dtype), stream);
+  const auto master = std::make_shared<Repeated>(master_bytes, std::max(count * master_size, 4 * period), stream);
+  const auto grad = on_device(grads, DType::fp32, count, stream);
+  const auto m = on_device(exp_avg, DType::fp32, count, stream), v = on_device(exp_avg_sq, DType::fp32, count, stream);
+  const std::vector<cuda::Chunk> plan = cuda::chunks_of(Layout({"unit", {{"param", count}}}, 1), {0, count});
+  const auto chunks = array_of(plan, stream);
+  const auto scalars = array_of<cuda::ParamScalars>({scalars_of_update()}, stream);
+  const auto state = array_of<cuda::StepState>({{.grad_scale = update.grad_scale}}, stream);
+  adamw(update, masters, grads, exp_avg, exp_avg_sq);
+  const cuda::AdamWArrays arrays{
+      param->data(),    dtype,           master_size == 0 ? nullptr : master->data(), form, grad->data<float>(),
+      m->data<float>(), v->data<float>()};
+  // A master of its own is read and written, and the parameter then only written.
+  const double of_params = form == cuda::Master::fp32 ? 8.0 + static_cast<double>(size_of(dtype))
+                                                      : 2.0 * static_cast<double>(size_of(dtype) + master_size);
+  return {of_params + 20,
+          [=, chunk_count = plan.size()] {
+            (void)grad;
+            cuda::adamw(arrays, chunks->data<cuda::Chunk>(), chunk_count, scalars->data<cuda::ParamScalars>(),
+                        state->data<cuda::StepState>(), stream);
+          },
+          [=, expected = stored(masters, dtype, form)] {
+            return param->repeats(expected.first) && (master_size == 0 || master->repeats(expected.second)) &&
+                   m->repeats(encoded(exp_avg, DType::fp32)) && v->repeats(encoded(exp_avg_sq, DType::fp32));
+          }};
+}
+
+/// range(0): elements
+void beside_copy(benchmark::State& state, Work (*work_of)(std::size_t, Stream)) {
+  if (cuda_device_count() == 0) return state.SkipWithError("no CUDA device");
+  const DeviceGuard guard(gpu);
+  const OwnedStream stream(gpu, Priority::low);
+  const auto count = static_cast<std::size_t>(state.range(0));
+  const Work work = work_of(count, stream.get()), copy = copy_work(count, stream.get());
+  work.run();
+  copy.run();
+  if (!work.is_right() || !copy.is_right()) return state.SkipWithError("differs from the host's kernel");
+  std::vector<double> times, copy_times;
+  for (auto _ : state) {
+    copy_times.push_back(seconds(copy.run, stream.get()));
+    times.push_back(seconds(work.run, stream.get()));
+    state.SetIterationTime(times.back());
+  }
+  const double rate = work.bytes_per_element * static_cast<double>(count) / median(times);
+  const double copy_rate = copy.bytes_per_element * static_cast<double>(count) / median(copy_times);
+  const auto flags = benchmark::Counter::kDefaults;
+  state.counters["bytes_per_s"] = benchmark::Counter(rate, flags, benchmark::Counter::kIs1000);
+  state.counters["copy_bytes_per_s"] = benchmark::Counter(copy_rate, flags, benchmark::Counter::kIs1000);
+  state.counters["of_copy"] = rate / copy_rate;
+}
+
+void sizes(benchmark::internal::Benchmark* bench) {
+  bench->ArgName("elements")->UseManualTime()->Unit(benchmark::kMicrosecond)->Iterations(25);
+  for (const std::size_t periods : {16, 96, 256}) bench->Arg(static_cast<std::int64_t>(periods * period));
+}
+
+using enum DType;
+using cuda::Master;
+BENCHMARK_CAPTURE(beside_copy, copy, copy_work)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, scale, scale_work)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, cast_fp32_to_bf16, cast_work<fp32, bf16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, cast_bf16_to_fp32, cast_work<bf16, fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, pack_bf16, pack_work<bf16, bf16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, pack_fp32, pack_work<fp32, fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, pack_fp32_to_bf16, pack_work<fp32, bf16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, grad_statistics, statistics_work)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, reduce_2_bf16, reduce_work<bf16, 2, Accumulate::no>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, reduce_2_bf16_add, reduce_work<bf16, 2, Accumulate::yes>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, reduce_2_fp32, reduce_work<fp32, 2, Accumulate::no>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, reduce_8_bf16, reduce_work<bf16, 8, Accumulate::no>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, reduce_16_bf16, reduce_work<bf16, 16, Accumulate::no>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adamw_fp32, adamw_work<fp32, Master::none>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adamw_bf16_low16, adamw_work<bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adamw_bf16_fp32, adamw_work<bf16, Master::fp32>)->Apply(sizes);
+
+}  // namespace
+}  // namespace aliquot::bench

@@ -1,0 +1,1 @@
+"""The comparison on GPUs: `compare.py --rows ...` and `compare.py --curve`."""

@@ -1,0 +1,155 @@
+/// \file
+/// The kernels of a device. Each call gives its work to `stream` and returns; pointers are device memory unless said
+/// otherwise. 16-byte aligned arrays are the fast case, any alignment of whole elements is right. Arithmetic on fp32
+/// gives the bits of kernels.h: no fused multiply-add, sums in the order of the ranks.
+/// All \throws DeviceError if the work could not be launched, or in a build without CUDA.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "aliquot/device.h"
+#include "aliquot/dtype.h"
+#include "aliquot/kernels.h"
+#include "aliquot/optimizer.h"
+#include "aliquot/partition.h"
+
+namespace aliquot::cuda {
+
+/// A contiguous array of a parameter's numel; null: there is none.
+struct PackSource {
+  const void* data = nullptr;
+  DType dtype = DType::fp32;
+};
+
+/// full[0, layout.numel()) = the flat unit of `sources` (one per parameter, in host memory; read during the call),
+/// rounded to `full_dtype`; zero in the padding and where there is none. present[p] |= 1 where there is one, unless
+/// `present` is null.
+void pack(const Layout& layout, std::span<const PackSource> sources, void* full, DType full_dtype,
+          std::uint8_t* present, Stream stream);
+
+/// to[i] = from[i], rounded to nearest even.
+void cast(const void* from, DType from_dtype, void* to, DType to_dtype, std::size_t count, Stream stream);
+
+/// Every element becomes NaN.
+void fill_nan(void* data, DType dtype, std::size_t count, Stream stream);
+
+/// data[i] *= *factor: a factor worked out on the device never visits the host.
+void scale(float* data, std::size_t count, const float* factor, Stream stream);
+
+/// GradStatistics on the device, and where the trouble begins.
+struct DeviceStatistics {
+  static constexpr std::uint64_t none = ~std::uint64_t{0};
+
+  double square_sum = 0;           ///< of the finite elements; added in an order that depends on the count alone
+  std::uint64_t non_finite = 0;    ///< NaN and infinities
+  std::uint64_t first_bad = none;  ///< index of the first of them
+
+  friend bool operator==(const DeviceStatistics&, const DeviceStatistics&) = default;
+};
+
+/// Bytes of workspace, whatever the count. Zero it once; then any number of calls may use it, one after the other.
+std::size_t reduce_workspace_bytes();
+
+/// result (+)= factor * (parts[0] + parts[1] + ...), in this order, in fp32; statistics of the new result. `parts`
+/// (host memory; at least one, at most max_parts) point to `count` elements each.
+inline constexpr std::size_t max_parts = 1024;
+void reduce(std::span<const void* const> parts, DType dtype, float factor, float* result, std::size_t count,
+            Accumulate accumulate, DeviceStatistics* statistics, void* workspace, Stream stream);
+
+void grad_statistics(const float* data, std::size_t count, DeviceStatistics* statistics, void* workspace,
+                     Stream stream);
+
+/// What the ranks tell one another before a step: DeviceStatistics of each unit, then one byte per parameter of all
+/// units, 1 where it had a gradient.
+struct ReportShape {
+  std::size_t units = 0;
+  std::size_t params = 0;
+  int world_size = 1;
+
+  constexpr std::size_t present_offset() const { return units * sizeof(DeviceStatistics); }
+  /// Of one rank's report.
+  constexpr std::size_t bytes() const { return (present_offset() + params + 15) / 16 * 16; }
+};
+
+/// What one parameter's update needs: cpu::AdamWScalars but for the clip factor. On the device.
+struct alignas(16) ParamScalars {
+  std::uint32_t stepped = 0;  ///< 0: the parameter is left alone in this step
+  float decay = 1;
+  float one_minus_beta1 = 0;
+  float beta2 = 0;
+  float one_minus_beta2 = 0;
+  float inverse_correction2 = 0;
+  float eps = 0;
+  float minus_step_size = 0;
+};
+
+/// What came out of the ranks' reports. On the device; zeroed before the first step.
+struct StepState {
+  double norm = 0;               ///< before clipping; NaN if a gradient is not finite
+  float grad_scale = 1;          ///< the clip factor
+  std::uint32_t skip = 0;        ///< 1: a gradient was not finite, nothing is stepped
+  std::uint64_t non_finite = 0;  ///< elements, over all ranks
+  std::uint64_t steps = 0;       ///< that were not skipped
+  std::uint64_t skipped = 0;
+  std::uint64_t skipped_in_a_row = 0;
+  std::uint64_t bad_unit = 0;  ///< the first bad element of the last skipped step: unit, then rank,
+  std::uint64_t bad_rank = 0;
+  std::uint64_t bad_element = 0;  ///< then element of that rank's shard
+};
+
+/// Reads the world_size `reports`, one after the other, and leaves the step's scalars. A parameter is stepped, and its
+/// step counted, if it has a group, any rank reports a gradient and no gradient is bad. Square sums are added over
+/// units, within a unit over ranks.
+/// \param groups          hyperparameters, by group
+/// \param group_of_param  shape.params of them; no_group: never stepped
+/// \param steps_of_param  shape.params counters, zeroed before the first step
+/// \param max_norm        what gradients are clipped to, as clip_factor() has it; not positive: unclipped
+/// \param scalars         shape.params of them, written
+void finish_report(const ReportShape& shape, const std::byte* reports, const AdamWGroup* groups,
+                   const int* group_of_param, std::int64_t* steps_of_param, double max_norm, StepState* state,
+                   ParamScalars* scalars, Stream stream);
+
+/// A piece of one parameter: what one block of threads steps.
+struct Chunk {
+  std::uint64_t begin = 0;  ///< relative to what the rank holds
+  std::uint32_t count = 0;
+  std::uint32_t param = 0;  ///< index into the unit's parameters
+
+  friend bool operator==(const Chunk&, const Chunk&) = default;
+};
+
+inline constexpr std::size_t chunk_size = 4096;
+
+/// The parameters' parts in `held` (which begins and ends at multiples of Layout::alignment), cut to chunk_size.
+std::vector<Chunk> chunks_of(const Layout& layout, Range held);
+
+/// Where the fp32 value of a parameter is: it is the parameter itself, an array of its own, or the parameter (bf16)
+/// and 16 more bits (split_master.h).
+enum class Master { none, fp32, low16 };
+
+/// What a rank holds of a unit, by role.
+struct AdamWArrays {
+  void* param = nullptr;
+  DType dtype = DType::fp32;  ///< fp32 with Master::none, bf16 or fp16 with Master::fp32, bf16 with Master::low16
+  void* master = nullptr;     ///< float* or std::uint16_t*, as `form` says
+  Master form = Master::none;
+  float* grad = nullptr;
+  float* exp_avg = nullptr;
+  float* exp_avg_sq = nullptr;
+};
+
+/// adamw() of kernels.h over a unit, in one pass: elements of `chunks` whose parameter is stepped, unless the step is
+/// skipped; all others are left alone. `scalars`: of this unit's parameters.
+/// \throws InvalidArgument for another pair of dtype and form
+void adamw(const AdamWArrays& arrays, const Chunk* chunks, std::size_t chunk_count, const ParamScalars* scalars,
+           const StepState* state, Stream stream);
+
+/// param[i], low[i] = the halves of master[i] (split_master.h).
+void split_masters(const float* master, void* param, std::uint16_t* low, std::size_t count, Stream stream);
+/// The way back.
+void join_masters(const void* param, const std::uint16_t* low, float* master, std::size_t count, Stream stream);
+
+}  // namespace aliquot::cuda

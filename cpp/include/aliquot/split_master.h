@@ -1,0 +1,29 @@
+/// \file
+/// An fp32 master weight as a bf16 parameter and 16 more bits: together they are the master, exactly, so a parameter
+/// costs 4 bytes and not 6.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+namespace aliquot {
+
+struct SplitMaster {
+  std::uint16_t high = 0;  ///< the bits of the bf16 parameter: the nearest one, ties away from zero
+  std::uint16_t low = 0;   ///< the master's lower 16 bits
+
+  friend bool operator==(const SplitMaster&, const SplitMaster&) = default;
+};
+
+/// Arithmetic is modulo 2^32, so this is one to one for all bits, NaN and the largest numbers included.
+constexpr SplitMaster split_master(float master) {
+  const auto bits = std::bit_cast<std::uint32_t>(master);
+  return {static_cast<std::uint16_t>((bits + 0x8000U) >> 16), static_cast<std::uint16_t>(bits & 0xFFFFU)};
+}
+
+constexpr float join_master(SplitMaster halves) {
+  const std::uint32_t rounded_up = halves.low >> 15;
+  return std::bit_cast<float>(((std::uint32_t{halves.high} - rounded_up) << 16) | halves.low);
+}
+
+}  // namespace aliquot

@@ -1,0 +1,64 @@
+/// \file
+/// AdamW's work on a device: every scalar of the step is worked out there, and the host learns of it later.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "aliquot/communicator.h"
+#include "aliquot/device_kernels.h"
+#include "aliquot/optimizer.h"
+#include "aliquot/shard_store.h"
+#include "aliquot/streams.h"
+#include "device_reducer.h"
+#include "host_ring.h"
+
+namespace aliquot {
+
+/// AdamW over the shards on a device; see AdamW for the rule. The host never waits in a step.
+class DeviceAdamW {
+ public:
+  DeviceAdamW(ShardStore& store, Communicator& communicator, MemoryResource& memory, const Grouping& grouping);
+
+  /// Exchanges the ranks' reports and updates, or skips on all ranks alike. Returns the latest result that the host
+  /// knows of, of this step or one before.
+  StepResult step(DeviceReducer& reducer, std::span<const AdamWGroup> groups, std::optional<double> max_norm,
+                  Stream stream);
+  /// The scalars of the last step given to a stream, on the device.
+  const cuda::StepState* state() const { return reinterpret_cast<const cuda::StepState*>(state_.data()); }
+  /// The host waits for the last step.
+  StepCounts counts() const;
+
+ private:
+  struct Unit {
+    Buffer chunks;
+    std::size_t chunk_count = 0;
+    std::size_t first_param = 0;
+  };
+
+  void place(const Grouping& grouping, MemoryResource& memory);
+  void upload(std::span<const AdamWGroup> groups, Stream stream);
+  void update(std::size_t unit, Stream stream);
+  cuda::AdamWArrays arrays(std::size_t unit) const;
+  StepResult result_of(const cuda::StepState& state) const;
+
+  ShardStore& store_;
+  Communicator& communicator_;
+  Device device_;
+  cuda::ReportShape shape_;
+  std::vector<Unit> units_;
+  std::size_t group_count_ = 0;
+  Buffer groups_;
+  Buffer group_of_param_;
+  Buffer steps_of_param_;
+  Buffer scalars_;
+  Buffer reports_;
+  Buffer state_;
+  HostRing sent_;      ///< groups on their way to the device
+  HostRing received_;  ///< states on their way from it
+};
+
+}  // namespace aliquot

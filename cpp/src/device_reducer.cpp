@@ -1,0 +1,167 @@
+#include "device_reducer.h"
+
+#include <algorithm>
+
+#include "require_takeable.h"
+#include "stopwatch.h"
+
+namespace aliquot {
+namespace {
+
+std::size_t largest_unit(const ShardStore& store) {
+  std::size_t largest = 0;
+  for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
+    if (store.holds(unit, Role::grad)) largest = std::max(largest, store.layout(unit).bytes());
+  }
+  return largest;
+}
+
+cuda::ReportShape shape_of(const ShardStore& store) {
+  cuda::ReportShape shape{.units = store.unit_count()};
+  for (std::size_t unit = 0; unit < shape.units; ++unit) {
+    shape.params += store.layout(unit).unit().params.size();
+    shape.world_size = store.layout(unit).world_size();
+  }
+  return shape;
+}
+
+}  // namespace
+
+std::size_t DeviceReducer::planned_bytes(const ShardStore& store) {
+  return 3 * DeviceArena::planned(largest_unit(store)) + DeviceArena::planned(cuda::reduce_workspace_bytes()) +
+         DeviceArena::planned(shape_of(store).bytes()) + DeviceArena::planned(sizeof(float));
+}
+
+DeviceReducer::DeviceReducer(ShardStore& store, Communicator& communicator, MemoryResource& memory)
+    : store_(store), communicator_(communicator), device_(memory.device()), units_(store.unit_count()),
+      shape_(shape_of(store)), stream_(device_, Priority::high), reduced_(device_) {
+  const std::size_t largest = largest_unit(store);
+  std::size_t params = 0;
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+    units_[unit].first_param = params;
+    units_[unit].present.resize(store.layout(unit).unit().params.size());
+    params += units_[unit].present.size();
+  }
+  for (Outbox& outbox : outboxes_) outbox = {Buffer(memory, largest), Event(device_), Event(device_)};
+  inbox_ = Buffer(memory, largest);
+  workspace_ = Buffer(memory, cuda::reduce_workspace_bytes());
+  report_ = Buffer(memory, shape_.bytes());
+  factor_ = Buffer(memory, sizeof(float));
+}
+
+cuda::DeviceStatistics* DeviceReducer::statistics_of(std::size_t unit) const {
+  return reinterpret_cast<cuda::DeviceStatistics*>(report_.data()) + unit;
+}
+
+std::uint8_t* DeviceReducer::present_of(std::size_t unit) const {
+  return reinterpret_cast<std::uint8_t*>(report_.data() + shape_.present_offset()) + units_[unit].first_param;
+}
+
+bool DeviceReducer::offer(std::size_t unit, const Gradients& gradients, Stream stream) {
+  const Stopwatch stopwatch(statistics_.seconds);
+  Unit& state = units_.at(unit);
+  require_takeable(store_, unit, gradients, state.offered);
+  const Layout& layout = store_.layout(unit);
+  std::vector<cuda::PackSource> sources;
+  for (const void* gradient : gradients) sources.push_back({gradient, layout.unit().dtype});
+  for (std::size_t param = 0; param < gradients.size(); ++param) {
+    if (gradients[param] != nullptr) state.present[param] = true;
+  }
+  const DeviceGuard guard(device_);
+  Outbox& outbox = outboxes_[next_outbox_++ % outboxes_.size()];
+  outbox.sent.block(stream);
+  cuda::pack(layout, sources, outbox.memory.data(), layout.unit().dtype, present_of(unit), stream);
+  outbox.packed.record(stream);
+  outbox.packed.block(stream_.get());
+  reduce(unit, outbox);
+  outbox.sent.record(stream_.get());
+  state.offered = true;
+  state.empty = false;
+  ++statistics_.reduces;
+  statistics_.bytes += layout.bytes();
+  return true;
+}
+
+void DeviceReducer::reduce(std::size_t unit, const Outbox& outbox) {
+  const Layout& layout = store_.layout(unit);
+  const std::size_t piece = layout.shard_bytes();
+  if (communicator_.world_size() > 1) {
+    communicator_.exchange({"reduce", layout.unit().name}, outbox.memory.data(), inbox_.data(), piece, stream_.get());
+  }
+  std::vector<const void*> parts;
+  for (int rank = 0; rank < communicator_.world_size(); ++rank) {
+    const Buffer& box = rank == communicator_.rank() ? outbox.memory : inbox_;
+    parts.push_back(box.data() + piece * static_cast<std::size_t>(rank));
+  }
+  const float factor = 1.0F / static_cast<float>(communicator_.world_size());
+  const Accumulate accumulate = units_[unit].empty ? Accumulate::no : Accumulate::yes;
+  cuda::reduce(parts, layout.unit().dtype, factor, store_.own(unit, Role::grad).data(), layout.shard_numel(),
+               accumulate, statistics_of(unit), workspace_.data(), stream_.get());
+}
+
+void DeviceReducer::finish(const Left& left, Stream stream) {
+  std::vector<const Gradients*> mine(units_.size(), nullptr);
+  for (const auto& [unit, gradients] : left) {
+    require_takeable(store_, unit, gradients, units_.at(unit).offered);
+    mine[unit] = &gradients;
+  }
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+    if (units_[unit].offered || !store_.holds(unit, Role::grad)) continue;
+    offer(unit, mine[unit] ? *mine[unit] : Gradients(units_[unit].present.size(), nullptr), stream);
+  }
+  for (Unit& unit : units_) unit.offered = false;
+  reduced_.record(stream_.get());
+  reduced_.block(stream);
+}
+
+void DeviceReducer::abandon(Stream stream) {
+  for (Unit& unit : units_) unit.offered = false;
+  reduced_.record(stream_.get());
+  reduced_.block(stream);
+  clear(stream);
+}
+
+void DeviceReducer::clear(Stream stream) {
+  for (Unit& unit : units_) {
+    unit.empty = true;
+    unit.present.assign(unit.present.size(), false);
+  }
+  fill_async(report_.data(), 0, report_.bytes(), stream);
+}
+
+void DeviceReducer::clear(std::size_t unit, std::size_t param, Stream stream) {
+  units_.at(unit).present.at(param) = false;
+  const std::span<float> held = store_.held_part(unit, Role::grad, store_.layout(unit).param(param));
+  fill_async(present_of(unit) + param, 0, 1, stream);
+  if (units_[unit].empty || held.empty()) return;
+  fill_async(held.data(), 0, held.size_bytes(), stream);
+  stale_ = true;
+}
+
+std::span<const std::byte> DeviceReducer::report(Stream stream) {
+  if (stale_) measure(stream);
+  stale_ = false;
+  return {report_.data(), shape_.bytes()};
+}
+
+void DeviceReducer::measure(Stream stream) {
+  const DeviceGuard guard(device_);
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+    if (units_[unit].empty) continue;
+    const std::span<float> own = store_.own(unit, Role::grad);
+    cuda::grad_statistics(own.data(), own.size(), statistics_of(unit), workspace_.data(), stream);
+  }
+}
+
+void DeviceReducer::scale_all(float factor, Stream stream) {
+  const DeviceGuard guard(device_);
+  copy_async(factor_.data(), &factor, sizeof factor, stream);
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+    if (units_[unit].empty) continue;
+    const std::span<float> held = store_.block(unit, Role::grad);
+    cuda::scale(held.data(), held.size(), reinterpret_cast<const float*>(factor_.data()), stream);
+  }
+  stale_ = true;
+}
+
+}  // namespace aliquot

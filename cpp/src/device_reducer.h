@@ -1,0 +1,89 @@
+/// \file
+/// The Reducer's work on a device: docs/design.md, "Hand-overs between streams".
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "aliquot/communicator.h"
+#include "aliquot/device_kernels.h"
+#include "aliquot/reducer.h"
+#include "aliquot/shard_store.h"
+#include "aliquot/streams.h"
+
+namespace aliquot {
+
+/// Full gradients are packed into an outbox on the caller's stream; on a stream of its own each rank gets its piece of
+/// all outboxes and adds them in rank order. Every unit that trains is reduced once in a micro-step, also where no rank
+/// has a gradient, so that nothing need be agreed on. The host never waits. Its report says on the device what
+/// gradient_report.h says on the host.
+class DeviceReducer {
+ public:
+  DeviceReducer(ShardStore& store, Communicator& communicator, MemoryResource& memory);
+
+  /// Always takes them: true.
+  bool offer(std::size_t unit, const Gradients& gradients, Stream stream);
+  /// Ends the micro-step; from here on `stream` finds the sums in the store.
+  void finish(const Left& left, Stream stream);
+  /// Gives up every gradient since clear().
+  void abandon(Stream stream);
+  void clear(Stream stream);
+  void clear(std::size_t unit, std::size_t param, Stream stream);
+  void scale_all(float factor, Stream stream);
+  /// Call when somebody may have written to gradients in the store.
+  void invalidate_statistics() { stale_ = true; }
+
+  /// True if the parameter had a gradient on this rank since clear().
+  bool present(std::size_t unit, std::size_t param) const { return units_.at(unit).present.at(param); }
+  bool empty(std::size_t unit) const { return units_.at(unit).empty; }
+
+  const cuda::ReportShape& report_shape() const { return shape_; }
+  /// This rank's report, on the device, current on `stream`.
+  std::span<const std::byte> report(Stream stream);
+
+  /// What one with this store takes of a DeviceArena.
+  static std::size_t planned_bytes(const ShardStore& store);
+
+  std::size_t outbox_bytes() const {
+    return outboxes_[0].memory.bytes() + outboxes_[1].memory.bytes() + inbox_.bytes();
+  }
+  const ReduceStatistics& reduce_statistics() const { return statistics_; }
+
+ private:
+  struct Unit {
+    std::size_t first_param = 0;
+    bool offered = false;       ///< in this micro-step
+    bool empty = true;          ///< nothing was reduced since clear()
+    std::vector<bool> present;  ///< per parameter, on this rank
+  };
+  struct Outbox {
+    Buffer memory;
+    Event packed;
+    Event sent;
+  };
+
+  void reduce(std::size_t unit, const Outbox& outbox);
+  void measure(Stream stream);
+  cuda::DeviceStatistics* statistics_of(std::size_t unit) const;
+  std::uint8_t* present_of(std::size_t unit) const;
+
+  ShardStore& store_;
+  Communicator& communicator_;
+  Device device_;
+  std::vector<Unit> units_;
+  cuda::ReportShape shape_;
+  OwnedStream stream_;
+  std::array<Outbox, 2> outboxes_;
+  std::size_t next_outbox_ = 0;
+  bool stale_ = false;  ///< the statistics are not those of the store
+  Buffer inbox_;
+  Buffer workspace_;
+  Buffer report_;
+  Buffer factor_;
+  Event reduced_;
+  ReduceStatistics statistics_;
+};
+
+}  // namespace aliquot

@@ -1,0 +1,98 @@
+#include "cuda/nccl_connect.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "aliquot/error.h"
+#include "cuda/launch.h"
+
+namespace aliquot::nccl {
+namespace {
+
+using Uuid = std::array<std::byte, sizeof(cudaUUID_t)>;
+
+Uuid uuid_of(Device device) {
+  if (device.type != Device::Type::cuda) throw InvalidArgument("the transport nccl joins GPUs, not CPUs");
+  cudaDeviceProp properties{};
+  cuda::check(cudaGetDeviceProperties(&properties, device.index), "say which device this is");
+  Uuid uuid{};
+  std::memcpy(uuid.data(), &properties.uuid, uuid.size());
+  return uuid;
+}
+
+/// Of rank 0, to all: made by it, unless the caller brought one.
+UniqueId shared_id(Communicator& control, const std::string& brought) {
+  UniqueId id{};
+  if (!brought.empty()) {
+    if (brought.size() != id.bytes.size()) {
+      throw InvalidArgument("a unique id of NCCL has " + std::to_string(id.bytes.size()) + " bytes, not " +
+                            std::to_string(brought.size()));
+    }
+    std::copy(brought.begin(), brought.end(), id.bytes.begin());
+    return id;
+  }
+  if (control.rank() == 0) {
+    if (const auto result = api().get_unique_id(&id); result != Result::success) {
+      throw CommunicatorError(std::string("NCCL could not make a unique id: ") + api().error_string(result));
+    }
+  }
+  control.broadcast({"connect", "unique id"}, std::as_writable_bytes(std::span(id.bytes)), 0);
+  return id;
+}
+
+Comm adopted(const Communicator& control, Device device, void* handle) {
+  const auto comm = static_cast<Comm>(handle);
+  int count = 0, rank = 0, index = 0;
+  const Api& api = nccl::api();
+  for (const auto result : {api.count(comm, &count), api.user_rank(comm, &rank), api.device(comm, &index)}) {
+    if (result != Result::success) {
+      throw InvalidArgument(std::string("the communicator that was brought is of no use: ") + api.error_string(result));
+    }
+  }
+  if (count == control.world_size() && rank == control.rank() && index == device.index) return comm;
+  throw InvalidArgument("the NCCL communicator that was brought is rank " + std::to_string(rank) + " of " +
+                        std::to_string(count) + " on cuda:" + std::to_string(index) + ", this rank is rank " +
+                        std::to_string(control.rank()) + " of " + std::to_string(control.world_size()) +
+                        " on cuda:" + std::to_string(device.index));
+}
+
+}  // namespace
+
+void require_own_device(Communicator& control, Device device) {
+  const Uuid mine = uuid_of(device);
+  std::vector<Uuid> all(static_cast<std::size_t>(control.world_size()));
+  control.all_gather({"connect", "devices"}, mine, std::as_writable_bytes(std::span(all)).data());
+  for (std::size_t r = 0; r < all.size(); ++r) {
+    if (static_cast<int>(r) == control.rank() || all[r] != mine) continue;
+    throw InvalidArgument("rank " + std::to_string(control.rank()) + " and rank " + std::to_string(r) +
+                          " use the same GPU (cuda:" + std::to_string(device.index) + " of rank " +
+                          std::to_string(control.rank()) +
+                          "); start one rank per GPU, each with the device of its LOCAL_RANK");
+  }
+}
+
+// A rank that fails here leaves the others inside NCCL, which tells them nothing.
+Link connect(Communicator& control, Device device, const NcclOrigin& origin, Config config, Patience patience) {
+  try {
+    if (origin.communicator != nullptr) {
+      return {device, control.rank(), adopted(control, device, origin.communicator), config, std::move(patience)};
+    }
+    const UniqueId id = shared_id(control, origin.unique_id);
+    return {device, control.rank(), control.world_size(), id, config, std::move(patience)};
+  } catch (const std::exception& error) {
+    control.abort(error.what());
+    throw;
+  }
+}
+
+Config gather_config() {
+  Config config;
+  if (api().version >= cta_policy_zero_since) config.cta_policy = cta_policy_zero;
+  return config;
+}
+
+}  // namespace aliquot::nccl

@@ -1,0 +1,108 @@
+#include <algorithm>
+
+#include "aliquot/device_kernels.h"
+#include "cuda/launch.h"
+#include "cuda/quads.h"
+#include "cuda/statistics.h"
+
+namespace aliquot::cuda {
+namespace {
+
+__device__ float4 operator+(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
+__device__ float4 operator*(float4 a, float b) { return make_float4(a.x * b, a.y * b, a.z * b, a.w * b); }
+
+template <unsigned capacity>
+struct Parts {
+  const void* data[capacity];
+  unsigned count;
+};
+
+/// Up to this many parts, every load of a thread is under way before the first addition.
+constexpr unsigned few = 8;
+
+template <typename Element, unsigned capacity, typename At>
+__device__ float4 sum_of(At at, const Parts<capacity>& parts) {
+  const auto read = [&](unsigned part) { return at.read(static_cast<const Element*>(parts.data[part])); };
+  float4 sum = read(0);
+  if constexpr (capacity <= few) {
+    float4 values[capacity];
+#pragma unroll
+    for (unsigned part = 1; part < capacity; ++part) values[part] = part < parts.count ? read(part) : float4{};
+#pragma unroll
+    for (unsigned part = 1; part < capacity; ++part) sum = part < parts.count ? sum + values[part] : sum;
+  } else {
+#pragma unroll 4
+    for (unsigned part = 1; part < parts.count; ++part) sum = sum + read(part);
+  }
+  return sum;
+}
+
+template <typename Element, unsigned capacity, Accumulate accumulate>
+__global__ void __launch_bounds__(block_threads)
+    reduce_kernel(const __grid_constant__ Parts<capacity> parts, float factor, float* result, std::size_t count,
+                  bool aligned, DeviceStatistics* statistics, Workspace* workspace) {
+  Statistics mine = Statistics::none();
+  const auto value_at = [&](auto at) {
+    const float4 sum = sum_of<Element>(at, parts) * factor;
+    return accumulate == Accumulate::yes ? at.load(result) + sum : sum;
+  };
+  for_quads<capacity <= 2 ? 4 : 1>(count, aligned, value_at, [&](auto at, float4 value) {
+    at.store(value, result);
+    mine.add(value, at.begin);
+  });
+  grid_sum(mine, workspace, statistics);
+}
+
+__global__ void __launch_bounds__(block_threads) statistics_kernel(const float* data, std::size_t count, bool aligned,
+                                                                   DeviceStatistics* statistics, Workspace* workspace) {
+  Statistics mine = Statistics::none();
+  for_quads<4>(
+      count, aligned, [=](auto at) { return at.read(data); },
+      [&](auto at, float4 value) { mine.add(value, at.begin); });
+  grid_sum(mine, workspace, statistics);
+}
+
+template <unsigned capacity, typename Launch>
+void with_parts(std::span<const void* const> from, const Launch& launch) {
+  Parts<capacity> parts{{}, static_cast<unsigned>(from.size())};
+  std::ranges::copy(from, parts.data);
+  launch(parts);
+}
+
+}  // namespace
+
+std::size_t reduce_workspace_bytes() { return sizeof(Workspace); }
+
+void reduce(std::span<const void* const> parts, DType dtype, float factor, float* result, std::size_t count,
+            Accumulate accumulate, DeviceStatistics* statistics, void* workspace, Stream stream) {
+  if (parts.empty() || parts.size() > max_parts) {
+    throw InvalidArgument("reduce: " + std::to_string(parts.size()) + " parts; give one pointer per rank, at most " +
+                          std::to_string(max_parts));
+  }
+  const bool aligned = aligned_to_16({result}) && std::ranges::all_of(parts, [](auto p) { return aligned_to_16({p}); });
+  const auto launch = [&]<unsigned capacity>(const Parts<capacity>& given) {
+    with_type(dtype, [&]<typename Element>(Element) {
+      const auto kernel = accumulate == Accumulate::yes ? reduce_kernel<Element, capacity, Accumulate::yes>
+                                                        : reduce_kernel<Element, capacity, Accumulate::no>;
+      kernel<<<grid_blocks(count / 4), block_threads, 0, native(stream)>>>(
+          given, factor, result, count, aligned, statistics, static_cast<Workspace*>(workspace));
+    });
+  };
+  if (parts.size() <= 2) {
+    with_parts<2>(parts, launch);
+  } else if (parts.size() <= few) {
+    with_parts<few>(parts, launch);
+  } else {
+    with_parts<max_parts>(parts, launch);
+  }
+  check(cudaGetLastError(), "launch reduce");
+}
+
+void grad_statistics(const float* data, std::size_t count, DeviceStatistics* statistics, void* workspace,
+                     Stream stream) {
+  statistics_kernel<<<grid_blocks(count / 4), block_threads, 0, native(stream)>>>(
+      data, count, aligned_to_16({data}), statistics, static_cast<Workspace*>(workspace));
+  check(cudaGetLastError(), "launch grad_statistics");
+}
+
+}  // namespace aliquot::cuda

@@ -1,0 +1,72 @@
+"""What the world needs of GPUs: which one is this rank's, and NCCL between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch._C._distributed_c10d import Store
+
+from aliquot import _core
+from aliquot._core import DeviceError
+
+
+class NcclCommunicator(Protocol):
+    """As `cupy.cuda.nccl` makes them."""
+
+    @property
+    def comm(self) -> int:
+        """The address of NCCL's own handle."""
+
+
+Origin = bytes | Sequence[int] | NcclCommunicator
+"""A unique id (cupy gives it as 128 signed numbers), or a communicator."""
+
+
+def usable(index: int) -> bool:
+    """Whether this process can train on its `index`-th GPU."""
+    return _core.built_with_cuda() and torch.cuda.is_available() and index < torch.cuda.device_count()
+
+
+def claim(index: int) -> torch.device:
+    """Makes the `index`-th GPU torch's current device."""
+    if not usable(index):
+        raise DeviceError(
+            f"the transport nccl needs GPU {index} (LOCAL_RANK): torch sees {torch.cuda.device_count()} of them, and "
+            f"this build of aliquot has {'a' if _core.built_with_cuda() else 'no'} CUDA back end"
+        )
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
+
+
+def communicator(
+    store: Store, rank: int, world_size: int, timeout: float, device: torch.device, origin: Origin | None
+) -> _core.Communicator:
+    """A communicator of the ranks' GPUs."""
+    if (library := _library()) is not None:
+        _core.set_nccl_library(str(library))
+    unique_id, address = b"", 0
+    if isinstance(origin, bytes):
+        unique_id = origin
+    elif isinstance(origin, Sequence):
+        unique_id = bytes(number % 256 for number in origin)
+    elif origin is not None:
+        address = origin.comm
+    return _core.nccl_communicator(
+        store.set, lambda key: store.get(key).decode(), "nccl", rank, world_size, timeout, device.index,
+        unique_id, address,
+    )  # fmt: skip
+
+
+def _library() -> Path | None:
+    """The copy of NCCL that pip installs beside torch."""
+    spec = find_spec("nvidia.nccl") if find_spec("nvidia") else None
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder, "lib", "libnccl.so.2")
+        if path.exists():
+            return path
+    return None
