@@ -1,7 +1,7 @@
 # make demo    trains a language model on two ranks, from nothing
 # make test    every test that this machine can run: C++ by ctest, Python by pytest
 # make lint    formats, clang-tidy, ruff, mypy, the arrows between the rooms, self-contained headers
-# make sanitize, make bench, make format, make clean
+# make sanitize, make sanitize-gpu, make bench, make format, make clean
 #
 # Each step leaves a stamp, in .venv/ or .cache/, and is done again only when something it depends on has changed.
 
@@ -16,7 +16,8 @@ has_gpu := $(shell nvidia-smi -L 2>/dev/null)
 native_code := $(shell find cpp cuda python/src tests bench examples -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 wheel_parts := $(shell find cpp cuda python cmake -type f -not -name '*.pyc') CMakeLists.txt VERSION pyproject.toml LICENSE
 
-.PHONY: demo test test-cpp test-python lint lint-cpp lint-python headers tidy format sanitize asan tsan bench clean
+.PHONY: demo test test-cpp test-python lint lint-cpp lint-python headers tidy format sanitize asan tsan sanitize-gpu
+.PHONY: bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/aliquot
@@ -68,6 +69,11 @@ asan tsan: .venv/build .cache/test_libraries
 	@cmake --preset $@ --log-level=WARNING
 	@cmake --build --preset $@ --parallel $(JOBS)
 	@$(run_unmoved) ctest --preset $@ --parallel $(JOBS)
+
+sanitize-gpu: .venv/build .cache/test_libraries
+	@cmake --preset release --log-level=WARNING
+	@cmake --build --preset release --parallel $(JOBS) --target aliquot_cuda_tests
+	@tests/cuda/sanitize.sh
 
 bench: .venv/build .cache/test_libraries
 	@cmake --preset bench --log-level=WARNING

@@ -55,8 +55,9 @@ struct InTwoHalves {
   }
 };
 
+template <typename Grad>
 struct Gradients {
-  const float* grad;
+  const Grad* grad;
   float* exp_avg;
   float* exp_avg_sq;
 };
@@ -70,8 +71,8 @@ __device__ float updated(const ParamScalars& s, float grad_scale, float master, 
   return master * s.decay + s.minus_step_size * m / denominator;
 }
 
-template <typename At, typename Masters>
-__device__ void update_quad(At at, const Masters& masters, const Gradients& arrays, const ParamScalars& s,
+template <typename At, typename Masters, typename Grad>
+__device__ void update_quad(At at, const Masters& masters, const Gradients<Grad>& arrays, const ParamScalars& s,
                             float grad_scale) {
   float4 p = masters.load(at), m = at.load(arrays.exp_avg), v = at.load(arrays.exp_avg_sq);
   const float4 g = at.read(arrays.grad);
@@ -84,10 +85,10 @@ __device__ void update_quad(At at, const Masters& masters, const Gradients& arra
   at.store(v, arrays.exp_avg_sq);
 }
 
-template <typename Masters>
+template <typename Masters, typename Grad>
 __global__ void __launch_bounds__(block_threads)
-    adamw_kernel(Masters masters, Gradients arrays, bool aligned, const Chunk* chunks, const ParamScalars* scalars,
-                 const StepState* state) {
+    adamw_kernel(Masters masters, Gradients<Grad> arrays, bool aligned, const Chunk* chunks,
+                 const ParamScalars* scalars, const StepState* state) {
   const Chunk chunk = chunks[blockIdx.x];
   const float grad_scale = state->grad_scale;
   if (state->skip != 0) return;
@@ -124,9 +125,12 @@ void adamw(const AdamWArrays& arrays, const Chunk* chunks, std::size_t chunk_cou
            const StepState* state, Stream stream) {
   const bool aligned = aligned_to_16({arrays.param, arrays.master, arrays.grad, arrays.exp_avg, arrays.exp_avg_sq});
   with_masters(arrays, [&]<typename Masters>(const Masters& masters) {
-    if (chunk_count == 0) return;
-    adamw_kernel<<<static_cast<unsigned>(chunk_count), block_threads, 0, native(stream)>>>(
-        masters, {arrays.grad, arrays.exp_avg, arrays.exp_avg_sq}, aligned, chunks, scalars, state);
+    with_gradient_type(arrays.grad_dtype, [&]<typename Grad>(Grad) {
+      if (chunk_count == 0) return;
+      const Gradients<Grad> gradients{static_cast<const Grad*>(arrays.grad), arrays.exp_avg, arrays.exp_avg_sq};
+      adamw_kernel<<<static_cast<unsigned>(chunk_count), block_threads, 0, native(stream)>>>(
+          masters, gradients, aligned, chunks, scalars, state);
+    });
   });
   check(cudaGetLastError(), "launch adamw");
 }

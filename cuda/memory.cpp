@@ -96,35 +96,4 @@ std::unique_ptr<MemoryResource> device_memory(Device device) {
   return std::make_unique<DeviceMemory>(device);
 }
 
-DeviceArena::DeviceArena(Device device, std::size_t capacity) : device_(device), capacity_(capacity) {
-  require_cuda(device);
-  if (capacity == 0) return;
-  const DeviceGuard guard(device);
-  begin_ = static_cast<std::byte*>(device_malloc(device, capacity));
-  check(cudaMemset(begin_, 0, capacity), "zero the arena");
-  check(cudaDeviceSynchronize(), "zero the arena");  // for every stream; pieces are handed out once, so once is enough
-}
-
-DeviceArena::~DeviceArena() {
-  if (begin_ != nullptr) cudaFree(begin_);
-}
-
-void* DeviceArena::allocate(std::size_t bytes, std::size_t alignment, Stream) {
-  require_given(alignment);
-  const std::scoped_lock lock(mutex_);
-  if (bytes > capacity_ - used_) {
-    throw OutOfMemory("arena of " + name_of(device_) + ": " + std::to_string(bytes) + " bytes are wanted, " +
-                      std::to_string(capacity_ - used_) + " of " + std::to_string(capacity_) +
-                      " are left; plan the arena with DeviceArena::planned() of every piece");
-  }
-  std::byte* const piece = begin_ + used_;
-  used_ = std::min(capacity_, used_ + planned(bytes));
-  return piece;
-}
-
-std::size_t DeviceArena::used() const {
-  const std::scoped_lock lock(mutex_);
-  return used_;
-}
-
 }  // namespace aliquot

@@ -1,4 +1,6 @@
-#include <array>
+#include <cuda_runtime_api.h>
+
+#include <list>
 #include <string>
 
 #include "aliquot/streams.h"
@@ -89,35 +91,42 @@ void NcclCommunicator::meet(const Tag& tag, std::size_t size, int from, int to) 
 
 namespace {
 
-/// A registration with both queues' communicators, taken back with the object.
+/// A registration with a queue's communicator, taken back with the object once the device has done its work.
 struct Registration {
-  nccl::Link& link;
-  nccl::Window window = nullptr;
-
+  Registration(nccl::Link& link, Device device) : link(link), device(device) {}
+  Registration(const Registration&) = delete;
+  Registration& operator=(const Registration&) = delete;
   ~Registration() {
+    if (window == nullptr) return;
     try {
-      if (window != nullptr) {
-        link.call("forget memory", [&](nccl::Comm comm) { return nccl::api().deregister_window(comm, window); });
-      }
-    } catch (const Error&) {  // the link has ended, and its registrations with it
+      const DeviceGuard guard(device);
+      link.call("forget memory", [this](nccl::Comm comm) {
+        cudaDeviceSynchronize();
+        return nccl::api().deregister_window(comm, window);
+      });
+    } catch (...) {  // the link has ended, and its registrations with it
     }
   }
+
+  nccl::Link& link;
+  Device device;
+  /// NCCL writes here when it is done, which may be after whoever registered has lost patience: never freed.
+  nccl::Window& window = *new nccl::Window(nullptr);
 };
 
 }  // namespace
 
 std::shared_ptr<void> NcclCommunicator::register_memory(std::span<std::byte> memory) {
-  if (api_.register_window == nullptr || memory.empty()) return nullptr;
+  if (api_.register_window == nullptr || memory.empty() || world_size() == 1) return nullptr;
   host_.barrier({"register", std::to_string(memory.size()) + " bytes"});
-  auto both = std::make_shared<std::array<Registration, 2>>(
-      std::array{Registration{gathers_.link}, Registration{others_.link}});
+  auto registrations = std::make_shared<std::list<Registration>>();
   for (Queue* queue : {&gathers_, &others_}) {
-    nccl::Window& window = (*both)[queue == &gathers_ ? 0 : 1].window;
+    nccl::Window& window = registrations->emplace_back(queue->link, device_).window;
     call(*queue, "register memory", [&](nccl::Comm comm) {
       return api_.register_window(comm, memory.data(), memory.size(), &window, nccl::window_symmetric);
     });
   }
-  return both;
+  return registrations;
 }
 
 }  // namespace aliquot

@@ -16,8 +16,8 @@ constexpr std::chrono::seconds stuck_after(1);
 constexpr std::chrono::seconds farewell(5);
 constexpr std::chrono::milliseconds between_looks(10);
 
-Config non_blocking(Config config) {
-  config.blocking = 0;
+Config with_blocking(Config config, int blocking) {
+  config.blocking = blocking;
   return config;
 }
 
@@ -38,7 +38,7 @@ bool refused(Result result) { return result != Result::success && result != Resu
 Link::Link(Device device, int rank, int world_size, const UniqueId& id, Config config, Patience patience)
     : api_(api()), device_(device), patience_(std::move(patience)) {
   const DeviceGuard guard(device_);
-  Config wanted = non_blocking(config);
+  Config wanted = with_blocking(config, 0);
   Comm& made = place_for_comm();
   const Result result = api_.init_rank(&made, world_size, id, rank, &wanted);
   if (refused(result)) refuse("connect the ranks", result);
@@ -48,7 +48,7 @@ Link::Link(Device device, int rank, int world_size, const UniqueId& id, Config c
 Link::Link(Device device, int rank, Comm parent, Config config, Patience patience)
     : api_(api()), device_(device), patience_(std::move(patience)) {
   const DeviceGuard guard(device_);
-  Config wanted = non_blocking(config);
+  Config wanted = with_blocking(config, 1);
   Comm& made = place_for_comm();
   const Result result = api_.split(parent, 0, rank, &made, &wanted);
   if (refused(result)) refuse("split the communicator", result);
@@ -74,14 +74,14 @@ void Link::become(Comm comm, const char* what) {
 
 void Link::call(const char* what, const std::function<Result(Comm)>& make) {
   Comm comm = nullptr;
-  Result result = Result::in_progress;
   {
     const std::lock_guard lock(mutex_);
     comm = comm_;
-    if (comm != nullptr) result = make(comm);
+    const Result result = comm == nullptr ? Result::in_progress : make(comm);
+    if (refused(result)) refuse(what, result);
   }
-  if (refused(result)) refuse(what, result);
-  if (result == Result::in_progress) settle(what, [&] { return state(comm); });
+  // Also where the call says success: a registration does, and is then under way like any other.
+  settle(what, [&] { return state(comm); });
 }
 
 void Link::settle(const char* what, const std::function<std::optional<Result>()>& ask) {

@@ -42,7 +42,7 @@ void add_in_rank_order(std::byte* pieces, int world_size, std::span<float> sum, 
   for (int r = 0; r < world_size; ++r) parts.push_back(pieces + static_cast<std::size_t>(r) * sum.size_bytes());
   std::byte* const rest = pieces + aligned(sum.size_bytes() * parts.size());
   fill_async(rest, 0, 256 + cuda::reduce_workspace_bytes(), stream);
-  cuda::reduce(parts, DType::fp32, 1.0F, sum.data(), sum.size(), Accumulate::no,
+  cuda::reduce(parts, DType::fp32, 1.0F, sum.data(), DType::fp32, sum.size(), Accumulate::no,
                reinterpret_cast<cuda::DeviceStatistics*>(rest), rest + 256, stream);
 }
 

@@ -4,11 +4,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include "aliquot/dtype.h"
+#include "aliquot/error.h"
 
 namespace aliquot::cuda {
 
@@ -23,6 +25,17 @@ __host__ __device__ void with_type(DType dtype, const Body& body) {
     case DType::bf16: return body(Bf16{});
     case DType::fp16: return body(Fp16{});
   }
+}
+
+/// The same for what gradients are kept in. \throws InvalidArgument for another type
+template <typename Body>
+void with_gradient_type(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::fp32: return body(float{});
+    case DType::bf16: return body(Bf16{});
+    case DType::fp16: break;
+  }
+  throw InvalidArgument("gradients of a device are kept in fp32 or bf16, not in " + std::string(name_of(dtype)));
 }
 
 inline __device__ float to_float(float value) { return value; }
@@ -71,6 +84,12 @@ inline __device__ uint2 pack_as(const Bf16*, float4 v) {
 }
 inline __device__ uint2 pack_as(const Fp16*, float4 v) {
   return bits_of(__floats2half2_rn(v.x, v.y), __floats2half2_rn(v.z, v.w));
+}
+
+/// What is left of `v` in an array of T.
+template <typename T>
+__device__ float4 stored_as(const T* array, float4 v) {
+  return unpack(array, pack_as(array, v));
 }
 
 /// One instruction, by name: of several stores in a row nvcc 13 splits the first.
@@ -159,22 +178,35 @@ __device__ void at_quad(std::size_t begin, std::size_t end, bool aligned, const 
   }
 }
 
-/// then(at, load(at)) for all quads of [0, count), by the whole grid; `unroll` loads come before the first `then`: it
-/// takes some 30 KB under way per multiprocessor to keep the memory busy.
+/// Loads of quads that a thread should have under way, 64 bytes in all: it takes some 30 KB per multiprocessor to keep
+/// the memory busy.
+template <typename T>
+inline constexpr unsigned quads_under_way = 16 / sizeof(T);
+
+/// then(at, load(at)) for whole quads from `begin` on, `stride` apart, in rounds of `unroll`: their loads all come
+/// before the first `then`. What is left goes in smaller rounds. Returns the first quad that is not whole.
+template <unsigned unroll, typename Load, typename Then>
+__device__ std::size_t in_rounds(std::size_t begin, std::size_t stride, std::size_t count, const Load& load,
+                                 const Then& then) {
+  for (; begin + (unroll - 1) * stride + 4 <= count; begin += unroll * stride) {
+    float4 values[unroll];
+#pragma unroll
+    for (unsigned u = 0; u < unroll; ++u) values[u] = load(Whole{begin + u * stride});
+#pragma unroll
+    for (unsigned u = 0; u < unroll; ++u) then(Whole{begin + u * stride}, values[u]);
+  }
+  if constexpr (unroll > 1) begin = in_rounds<unroll / 2>(begin, stride, count, load, then);
+  return begin;
+}
+
+/// then(at, load(at)) for all quads of [0, count), by the whole grid; `unroll` loads come before the first `then`. A
+/// thread meets the same quads in the same order whatever `unroll` is and however the arrays are aligned.
 template <unsigned unroll, typename Load, typename Then>
 __device__ void for_quads(std::size_t count, bool aligned, const Load& load, const Then& then) {
   const std::size_t stride = 4 * std::size_t{gridDim.x} * blockDim.x;
   std::size_t begin = 4 * (std::size_t{blockIdx.x} * blockDim.x + threadIdx.x);
-  if (aligned) {
-    for (; begin + (unroll - 1) * stride + 4 <= count; begin += unroll * stride) {
-      float4 values[unroll];
-#pragma unroll
-      for (unsigned u = 0; u < unroll; ++u) values[u] = load(Whole{begin + u * stride});
-#pragma unroll
-      for (unsigned u = 0; u < unroll; ++u) then(Whole{begin + u * stride}, values[u]);
-    }
-  }
-  for (; begin < count; begin += stride) at_quad(begin, count, aligned, [&](auto at) { then(at, load(at)); });
+  if (aligned) begin = in_rounds<unroll>(begin, stride, count, load, then);
+  for (; begin < count; begin += stride) at_quad(begin, count, false, [&](auto at) { then(at, load(at)); });
 }
 
 }  // namespace aliquot::cuda

@@ -37,9 +37,9 @@ __device__ float4 sum_of(At at, const Parts<capacity>& parts) {
   return sum;
 }
 
-template <typename Element, unsigned capacity, Accumulate accumulate>
+template <typename Element, typename Result, unsigned capacity, Accumulate accumulate>
 __global__ void __launch_bounds__(block_threads)
-    reduce_kernel(const __grid_constant__ Parts<capacity> parts, float factor, float* result, std::size_t count,
+    reduce_kernel(const __grid_constant__ Parts<capacity> parts, float factor, Result* result, std::size_t count,
                   bool aligned, DeviceStatistics* statistics, Workspace* workspace) {
   Statistics mine = Statistics::none();
   const auto value_at = [&](auto at) {
@@ -48,15 +48,16 @@ __global__ void __launch_bounds__(block_threads)
   };
   for_quads<capacity <= 2 ? 4 : 1>(count, aligned, value_at, [&](auto at, float4 value) {
     at.store(value, result);
-    mine.add(value, at.begin);
+    mine.add(stored_as(result, value), at.begin);
   });
   grid_sum(mine, workspace, statistics);
 }
 
-__global__ void __launch_bounds__(block_threads) statistics_kernel(const float* data, std::size_t count, bool aligned,
+template <typename T>
+__global__ void __launch_bounds__(block_threads) statistics_kernel(const T* data, std::size_t count, bool aligned,
                                                                    DeviceStatistics* statistics, Workspace* workspace) {
   Statistics mine = Statistics::none();
-  for_quads<4>(
+  for_quads<quads_under_way<T>>(
       count, aligned, [=](auto at) { return at.read(data); },
       [&](auto at, float4 value) { mine.add(value, at.begin); });
   grid_sum(mine, workspace, statistics);
@@ -73,8 +74,8 @@ void with_parts(std::span<const void* const> from, const Launch& launch) {
 
 std::size_t reduce_workspace_bytes() { return sizeof(Workspace); }
 
-void reduce(std::span<const void* const> parts, DType dtype, float factor, float* result, std::size_t count,
-            Accumulate accumulate, DeviceStatistics* statistics, void* workspace, Stream stream) {
+void reduce(std::span<const void* const> parts, DType dtype, float factor, void* result, DType result_dtype,
+            std::size_t count, Accumulate accumulate, DeviceStatistics* statistics, void* workspace, Stream stream) {
   if (parts.empty() || parts.size() > max_parts) {
     throw InvalidArgument("reduce: " + std::to_string(parts.size()) + " parts; give one pointer per rank, at most " +
                           std::to_string(max_parts));
@@ -82,10 +83,13 @@ void reduce(std::span<const void* const> parts, DType dtype, float factor, float
   const bool aligned = aligned_to_16({result}) && std::ranges::all_of(parts, [](auto p) { return aligned_to_16({p}); });
   const auto launch = [&]<unsigned capacity>(const Parts<capacity>& given) {
     with_type(dtype, [&]<typename Element>(Element) {
-      const auto kernel = accumulate == Accumulate::yes ? reduce_kernel<Element, capacity, Accumulate::yes>
-                                                        : reduce_kernel<Element, capacity, Accumulate::no>;
-      kernel<<<grid_blocks(count / 4), block_threads, 0, native(stream)>>>(
-          given, factor, result, count, aligned, statistics, static_cast<Workspace*>(workspace));
+      with_gradient_type(result_dtype, [&]<typename Result>(Result) {
+        const auto kernel = accumulate == Accumulate::yes ? reduce_kernel<Element, Result, capacity, Accumulate::yes>
+                                                          : reduce_kernel<Element, Result, capacity, Accumulate::no>;
+        kernel<<<grid_blocks(count / 4), block_threads, 0, native(stream)>>>(
+            given, factor, static_cast<Result*>(result), count, aligned, statistics,
+            static_cast<Workspace*>(workspace));
+      });
     });
   };
   if (parts.size() <= 2) {
@@ -98,10 +102,12 @@ void reduce(std::span<const void* const> parts, DType dtype, float factor, float
   check(cudaGetLastError(), "launch reduce");
 }
 
-void grad_statistics(const float* data, std::size_t count, DeviceStatistics* statistics, void* workspace,
+void grad_statistics(const void* data, DType dtype, std::size_t count, DeviceStatistics* statistics, void* workspace,
                      Stream stream) {
-  statistics_kernel<<<grid_blocks(count / 4), block_threads, 0, native(stream)>>>(
-      data, count, aligned_to_16({data}), statistics, static_cast<Workspace*>(workspace));
+  with_gradient_type(dtype, [&]<typename T>(T) {
+    statistics_kernel<<<grid_blocks(count / 4), block_threads, 0, native(stream)>>>(
+        static_cast<const T*>(data), count, aligned_to_16({data}), statistics, static_cast<Workspace*>(workspace));
+  });
   check(cudaGetLastError(), "launch grad_statistics");
 }
 

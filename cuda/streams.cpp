@@ -106,6 +106,36 @@ void Event::synchronize() const {
   if (handle_ != nullptr) check(cudaEventSynchronize(native_event(handle_)), "wait for an event");
 }
 
+TimedEvent::TimedEvent(Device device) {
+  if (is_cpu(device)) return;
+  const DeviceGuard guard(device);
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreate(&event), "create an event");
+  handle_ = event;
+}
+
+TimedEvent::~TimedEvent() {
+  if (handle_ != nullptr) cudaEventDestroy(native_event(handle_));
+}
+
+void TimedEvent::record(Stream stream) {
+  if (handle_ == nullptr) {
+    passed_ = std::chrono::steady_clock::now();
+  } else {
+    check(cudaEventRecord(native_event(handle_), native(stream)), "record an event");
+  }
+}
+
+double TimedEvent::seconds_since(const TimedEvent& earlier) const {
+  if (handle_ == nullptr) return std::chrono::duration<double>(passed_ - earlier.passed_).count();
+  for (void* const event : {earlier.handle_, handle_}) {
+    check(cudaEventSynchronize(native_event(event)), "wait for an event");
+  }
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, native_event(earlier.handle_), native_event(handle_)), "time events");
+  return 1e-3 * static_cast<double>(milliseconds);
+}
+
 void copy_async(void* to, const void* from, std::size_t bytes, Stream stream) {
   if (bytes == 0) return;
   if (is_cpu(stream)) {

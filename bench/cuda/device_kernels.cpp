@@ -18,6 +18,7 @@ namespace {
 
 using test::encoded;
 using test::numbers;
+using test::representable;
 
 std::vector<float> squares(std::uint32_t seed) {
   std::vector<float> values = numbers(period, seed);
@@ -53,13 +54,15 @@ Work cast_work(std::size_t count, Stream stream) {
           [=] { return to->repeats(encoded(values, to_dtype)); }};
 }
 
+template <DType dtype>
 Work scale_work(std::size_t count, Stream stream) {
-  std::vector<float> expected = numbers(period, 1);
-  const auto data = on_device(expected, DType::fp32, count, stream);
+  std::vector<float> expected = numbers(period, 1, dtype);
+  const auto data = on_device(expected, dtype, count, stream);
   const auto factor = array_of<float>({0.999F}, stream);
   scale(expected, 0.999F);
-  return {8, [=] { cuda::scale(data->data<float>(), count, factor->data<float>(), stream); },
-          [=] { return data->repeats(encoded(expected, DType::fp32)); }};
+  return {2.0 * static_cast<double>(size_of(dtype)),
+          [=] { cuda::scale(data->data(), dtype, count, factor->data<float>(), stream); },
+          [=] { return data->repeats(encoded(expected, dtype)); }};
 }
 
 /// A unit of 16 parameters, each with a gradient.
@@ -101,7 +104,7 @@ struct Space {
   }
 };
 
-template <DType dtype, std::size_t ranks, Accumulate accumulate>
+template <DType dtype, std::size_t ranks, Accumulate accumulate, DType result_dtype = DType::fp32>
 Work reduce_work(std::size_t count, Stream stream) {
   std::vector<std::vector<float>> values;
   std::vector<const float*> host_parts;
@@ -113,27 +116,29 @@ Work reduce_work(std::size_t count, Stream stream) {
     pointers.push_back(parts.back()->data());
   }
   for (const std::vector<float>& part : values) host_parts.push_back(part.data());
-  std::vector<float> expected = numbers(period, 99);
-  const auto result = on_device(expected, DType::fp32, count, stream);
+  std::vector<float> expected = numbers(period, 99, result_dtype);
+  const auto result = on_device(expected, result_dtype, count, stream);
   constexpr float factor = 1.0F / static_cast<float>(ranks);
   reduce(host_parts, factor, expected, accumulate);
+  for (float& value : expected) value = representable(value, result_dtype);
   const Space space(stream);
-  return {static_cast<double>(ranks * size_of(dtype)) + (accumulate == Accumulate::yes ? 8 : 4),
+  return {static_cast<double>(ranks * size_of(dtype) + size_of(result_dtype) * (accumulate == Accumulate::yes ? 2 : 1)),
           [=] {
             (void)parts;
-            cuda::reduce(pointers, dtype, factor, result->data<float>(), count, accumulate,
+            cuda::reduce(pointers, dtype, factor, result->data(), result_dtype, count, accumulate,
                          space.statistics->data<cuda::DeviceStatistics>(), space.workspace->data(), stream);
           },
-          [=] { return result->repeats(encoded(expected, DType::fp32)) && space.is_of(expected, count, stream); }};
+          [=] { return result->repeats(encoded(expected, result_dtype)) && space.is_of(expected, count, stream); }};
 }
 
+template <DType dtype>
 Work statistics_work(std::size_t count, Stream stream) {
-  const std::vector<float> values = numbers(period, 1);
-  const auto data = on_device(values, DType::fp32, count, stream);
+  const std::vector<float> values = numbers(period, 1, dtype);
+  const auto data = on_device(values, dtype, count, stream);
   const Space space(stream);
-  return {4,
+  return {static_cast<double>(size_of(dtype)),
           [=] {
-            cuda::grad_statistics(data->data<float>(), count, space.statistics->data<cuda::DeviceStatistics>(),
+            cuda::grad_statistics(data->data(), dtype, count, space.statistics->data<cuda::DeviceStatistics>(),
                                   space.workspace->data(), stream);
           },
           [=] { return space.is_of(values, count, stream); }};
@@ -169,15 +174,15 @@ std::pair<std::vector<std::byte>, std::vector<std::byte>> stored(const std::vect
   return {bytes_of(high), bytes_of(low)};
 }
 
-template <DType dtype, cuda::Master form>
+template <DType dtype, cuda::Master form, DType grad_dtype = DType::fp32>
 Work adamw_work(std::size_t count, Stream stream) {
   std::vector<float> masters = numbers(period, 1), exp_avg = numbers(period, 3), exp_avg_sq = squares(4);
-  const std::vector<float> grads = numbers(period, 2);
+  const std::vector<float> grads = numbers(period, 2, grad_dtype);
   const auto [param_bytes, master_bytes] = stored(masters, dtype, form);
   const std::size_t master_size = form == cuda::Master::low16 ? 2 : form == cuda::Master::fp32 ? 4 : 0;
   const auto param = std::make_shared<Repeated>(param_bytes, count * size_of(dtype), stream);
   const auto master = std::make_shared<Repeated>(master_bytes, std::max(count * master_size, 4 * period), stream);
-  const auto grad = on_device(grads, DType::fp32, count, stream);
+  const auto grad = on_device(grads, grad_dtype, count, stream);
   const auto m = on_device(exp_avg, DType::fp32, count, stream), v = on_device(exp_avg_sq, DType::fp32, count, stream);
   const std::vector<cuda::Chunk> plan = cuda::chunks_of(Layout({"unit", {{"param", count}}}, 1), {0, count});
   const auto chunks = array_of(plan, stream);
@@ -185,12 +190,12 @@ Work adamw_work(std::size_t count, Stream stream) {
   const auto state = array_of<cuda::StepState>({{.grad_scale = update.grad_scale}}, stream);
   adamw(update, masters, grads, exp_avg, exp_avg_sq);
   const cuda::AdamWArrays arrays{
-      param->data(),    dtype,           master_size == 0 ? nullptr : master->data(), form, grad->data<float>(),
+      param->data(),    dtype,           master_size == 0 ? nullptr : master->data(), form, grad->data(), grad_dtype,
       m->data<float>(), v->data<float>()};
   // A master of its own is read and written, and the parameter then only written.
   const double of_params = form == cuda::Master::fp32 ? 8.0 + static_cast<double>(size_of(dtype))
                                                       : 2.0 * static_cast<double>(size_of(dtype) + master_size);
-  return {of_params + 20,
+  return {of_params + static_cast<double>(size_of(grad_dtype)) + 16,
           [=, chunk_count = plan.size()] {
             (void)grad;
             cuda::adamw(arrays, chunks->data<cuda::Chunk>(), chunk_count, scalars->data<cuda::ParamScalars>(),
@@ -234,20 +239,25 @@ void sizes(benchmark::internal::Benchmark* bench) {
 using enum DType;
 using cuda::Master;
 BENCHMARK_CAPTURE(beside_copy, copy, copy_work)->Apply(sizes);
-BENCHMARK_CAPTURE(beside_copy, scale, scale_work)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, scale, scale_work<fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, scale_bf16, scale_work<bf16>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, cast_fp32_to_bf16, cast_work<fp32, bf16>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, cast_bf16_to_fp32, cast_work<bf16, fp32>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, pack_bf16, pack_work<bf16, bf16>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, pack_fp32, pack_work<fp32, fp32>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, pack_fp32_to_bf16, pack_work<fp32, bf16>)->Apply(sizes);
-BENCHMARK_CAPTURE(beside_copy, grad_statistics, statistics_work)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, grad_statistics, statistics_work<fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, grad_statistics_bf16, statistics_work<bf16>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, reduce_2_bf16, reduce_work<bf16, 2, Accumulate::no>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, reduce_2_bf16_add, reduce_work<bf16, 2, Accumulate::yes>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, reduce_2_bf16_to_bf16, reduce_work<bf16, 2, Accumulate::no, bf16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, reduce_2_bf16_to_bf16_add, reduce_work<bf16, 2, Accumulate::yes, bf16>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, reduce_2_fp32, reduce_work<fp32, 2, Accumulate::no>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, reduce_8_bf16, reduce_work<bf16, 8, Accumulate::no>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, reduce_16_bf16, reduce_work<bf16, 16, Accumulate::no>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, adamw_fp32, adamw_work<fp32, Master::none>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, adamw_bf16_low16, adamw_work<bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adamw_bf16_low16_bf16grad, adamw_work<bf16, Master::low16, bf16>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, adamw_bf16_fp32, adamw_work<bf16, Master::fp32>)->Apply(sizes);
 
 }  // namespace

@@ -26,6 +26,7 @@ class Contender:
 
     `units`: how many groups of parameters are gathered or reduced at a time, where the library knows such.
     `own_bytes`: device memory that the library took past torch's allocator.
+    `hook_seconds`: what it says its host code has taken so far, in forward and in backward.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -33,6 +34,7 @@ class Contender:
     update: Callable[[], object]
     units: int = 1
     own_bytes: Callable[[], int] = int
+    hook_seconds: Callable[[], tuple[float, float]] | None = None
 
 
 def torch_optimizer(model: nn.Module) -> Contender:

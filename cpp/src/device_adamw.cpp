@@ -23,18 +23,18 @@ StepCounts counts_of(const cuda::StepState& state) { return {state.steps, state.
 
 }  // namespace
 
-DeviceAdamW::DeviceAdamW(ShardStore& store, Communicator& communicator, MemoryResource& memory,
-                         const Grouping& grouping)
-    : store_(store), communicator_(communicator), device_(memory.device()), units_(store.unit_count()) {
+DeviceAdamW::DeviceAdamW(ShardStore& store, Communicator& communicator, Device device, const Grouping& grouping)
+    : store_(store), communicator_(communicator), device_(device), memory_(device_memory(device)),
+      units_(store.unit_count()) {
   const DeviceGuard guard(device_);
-  place(grouping, memory);
+  place(grouping);
   shape_.units = units_.size();
   shape_.world_size = communicator.world_size();
-  groups_ = Buffer(memory, std::max<std::size_t>(group_count_, 1) * sizeof(AdamWGroup));
-  steps_of_param_ = Buffer(memory, shape_.params * sizeof(std::int64_t));
-  scalars_ = Buffer(memory, shape_.params * sizeof(cuda::ParamScalars));
-  reports_ = Buffer(memory, shape_.bytes() * static_cast<std::size_t>(shape_.world_size));
-  state_ = Buffer(memory, sizeof(cuda::StepState));
+  groups_ = Buffer(*memory_, std::max<std::size_t>(group_count_, 1) * sizeof(AdamWGroup));
+  steps_of_param_ = Buffer(*memory_, shape_.params * sizeof(std::int64_t));
+  scalars_ = Buffer(*memory_, shape_.params * sizeof(cuda::ParamScalars));
+  reports_ = Buffer(*memory_, shape_.bytes() * static_cast<std::size_t>(shape_.world_size));
+  state_ = Buffer(*memory_, sizeof(cuda::StepState));
   sent_ = HostRing(device_, groups_.bytes(), under_way);
   received_ = HostRing(device_, sizeof(cuda::StepState), under_way);
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
@@ -46,7 +46,7 @@ DeviceAdamW::DeviceAdamW(ShardStore& store, Communicator& communicator, MemoryRe
   synchronize({});
 }
 
-void DeviceAdamW::place(const Grouping& grouping, MemoryResource& memory) {
+void DeviceAdamW::place(const Grouping& grouping) {
   std::vector<int> group_of_param;
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
     units_[unit].first_param = group_of_param.size();
@@ -55,11 +55,11 @@ void DeviceAdamW::place(const Grouping& grouping, MemoryResource& memory) {
     const std::vector<cuda::Chunk> chunks =
         cuda::chunks_of(store_.layout(unit), store_.held_range(unit, Role::exp_avg));
     units_[unit].chunk_count = chunks.size();
-    units_[unit].chunks = to_device(chunks, memory);
+    units_[unit].chunks = to_device(chunks, *memory_);
   }
   shape_.params = group_of_param.size();
   for (const int group : group_of_param) group_count_ = std::max(group_count_, static_cast<std::size_t>(group + 1));
-  group_of_param_ = to_device(group_of_param, memory);
+  group_of_param_ = to_device(group_of_param, *memory_);
 }
 
 void DeviceAdamW::upload(std::span<const AdamWGroup> groups, Stream stream) {
@@ -95,6 +95,8 @@ StepResult DeviceAdamW::step(DeviceReducer& reducer, std::span<const AdamWGroup>
 void DeviceAdamW::update(std::size_t unit, Stream stream) {
   const Unit& state = units_[unit];
   const auto* scalars = reinterpret_cast<const cuda::ParamScalars*>(scalars_.data()) + state.first_param;
+  const std::size_t bytes = store_.held_range(unit, Role::exp_avg).size() * sizeof(float);
+  const TimedScope timed(timeline_, Activity::step, Hold::work, store_.layout(unit).unit().name, bytes, stream);
   cuda::adamw(arrays(unit), reinterpret_cast<const cuda::Chunk*>(state.chunks.data()), state.chunk_count, scalars,
               this->state(), stream);
 }
@@ -112,7 +114,8 @@ cuda::AdamWArrays DeviceAdamW::arrays(std::size_t unit) const {
     arrays.master = part(Role::master);
     arrays.form = store_.master_form() == MasterForm::fp32 ? cuda::Master::fp32 : cuda::Master::low16;
   }
-  arrays.grad = reinterpret_cast<float*>(part(Role::grad));
+  arrays.grad = part(Role::grad);
+  arrays.grad_dtype = store_.gradient_dtype(unit);
   arrays.exp_avg = reinterpret_cast<float*>(part(Role::exp_avg));
   arrays.exp_avg_sq = reinterpret_cast<float*>(part(Role::exp_avg_sq));
   return arrays;

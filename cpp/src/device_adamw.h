@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "aliquot/optimizer.h"
 #include "aliquot/shard_store.h"
 #include "aliquot/streams.h"
+#include "aliquot/timeline.h"
 #include "device_reducer.h"
 #include "host_ring.h"
 
@@ -21,12 +23,14 @@ namespace aliquot {
 /// AdamW over the shards on a device; see AdamW for the rule. The host never waits in a step.
 class DeviceAdamW {
  public:
-  DeviceAdamW(ShardStore& store, Communicator& communicator, MemoryResource& memory, const Grouping& grouping);
+  DeviceAdamW(ShardStore& store, Communicator& communicator, Device device, const Grouping& grouping);
 
   /// Exchanges the ranks' reports and updates, or skips on all ranks alike. Returns the latest result that the host
   /// knows of, of this step or one before.
   StepResult step(DeviceReducer& reducer, std::span<const AdamWGroup> groups, std::optional<double> max_norm,
                   Stream stream);
+  /// From here on each unit's update is on `timeline`, if there is one.
+  void profile(Timeline* timeline) { timeline_ = timeline; }
   /// The scalars of the last step given to a stream, on the device.
   const cuda::StepState* state() const { return reinterpret_cast<const cuda::StepState*>(state_.data()); }
   /// The host waits for the last step.
@@ -39,7 +43,7 @@ class DeviceAdamW {
     std::size_t first_param = 0;
   };
 
-  void place(const Grouping& grouping, MemoryResource& memory);
+  void place(const Grouping& grouping);
   void upload(std::span<const AdamWGroup> groups, Stream stream);
   void update(std::size_t unit, Stream stream);
   cuda::AdamWArrays arrays(std::size_t unit) const;
@@ -48,6 +52,7 @@ class DeviceAdamW {
   ShardStore& store_;
   Communicator& communicator_;
   Device device_;
+  std::unique_ptr<MemoryResource> memory_;  ///< of its own: how much depends on the groups, which no plan knows
   cuda::ReportShape shape_;
   std::vector<Unit> units_;
   std::size_t group_count_ = 0;
@@ -59,6 +64,7 @@ class DeviceAdamW {
   Buffer state_;
   HostRing sent_;      ///< groups on their way to the device
   HostRing received_;  ///< states on their way from it
+  Timeline* timeline_ = nullptr;
 };
 
 }  // namespace aliquot

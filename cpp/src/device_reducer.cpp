@@ -57,6 +57,13 @@ std::uint8_t* DeviceReducer::present_of(std::size_t unit) const {
   return reinterpret_cast<std::uint8_t*>(report_.data() + shape_.present_offset()) + units_[unit].first_param;
 }
 
+DeviceReducer::~DeviceReducer() {
+  try {
+    synchronize(stream_.get());
+  } catch (const Error&) {  // the device has failed, or the runtime is gone: nothing is under way
+  }
+}
+
 bool DeviceReducer::offer(std::size_t unit, const Gradients& gradients, Stream stream) {
   const Stopwatch stopwatch(statistics_.seconds);
   Unit& state = units_.at(unit);
@@ -69,8 +76,12 @@ bool DeviceReducer::offer(std::size_t unit, const Gradients& gradients, Stream s
   }
   const DeviceGuard guard(device_);
   Outbox& outbox = outboxes_[next_outbox_++ % outboxes_.size()];
-  outbox.sent.block(stream);
-  cuda::pack(layout, sources, outbox.memory.data(), layout.unit().dtype, present_of(unit), stream);
+  store_.take_gradient(unit, stream);
+  block(outbox.sent, stream, timeline_, Activity::reduce, layout.unit().name);
+  {
+    const TimedScope timed(timeline_, Activity::pack, Hold::work, layout.unit().name, layout.bytes(), stream);
+    cuda::pack(layout, sources, outbox.memory.data(), layout.unit().dtype, present_of(unit), stream);
+  }
   outbox.packed.record(stream);
   outbox.packed.block(stream_.get());
   reduce(unit, outbox);
@@ -85,6 +96,7 @@ bool DeviceReducer::offer(std::size_t unit, const Gradients& gradients, Stream s
 void DeviceReducer::reduce(std::size_t unit, const Outbox& outbox) {
   const Layout& layout = store_.layout(unit);
   const std::size_t piece = layout.shard_bytes();
+  const TimedScope timed(timeline_, Activity::reduce, Hold::none, layout.unit().name, layout.bytes(), stream_.get());
   if (communicator_.world_size() > 1) {
     communicator_.exchange({"reduce", layout.unit().name}, outbox.memory.data(), inbox_.data(), piece, stream_.get());
   }
@@ -95,8 +107,9 @@ void DeviceReducer::reduce(std::size_t unit, const Outbox& outbox) {
   }
   const float factor = 1.0F / static_cast<float>(communicator_.world_size());
   const Accumulate accumulate = units_[unit].empty ? Accumulate::no : Accumulate::yes;
-  cuda::reduce(parts, layout.unit().dtype, factor, store_.own(unit, Role::grad).data(), layout.shard_numel(),
-               accumulate, statistics_of(unit), workspace_.data(), stream_.get());
+  cuda::reduce(parts, layout.unit().dtype, factor, store_.own_bytes(unit, Role::grad).data(),
+               store_.gradient_dtype(unit), layout.shard_numel(), accumulate, statistics_of(unit), workspace_.data(),
+               stream_.get());
 }
 
 void DeviceReducer::finish(const Left& left, Stream stream) {
@@ -110,18 +123,22 @@ void DeviceReducer::finish(const Left& left, Stream stream) {
     offer(unit, mine[unit] ? *mine[unit] : Gradients(units_[unit].present.size(), nullptr), stream);
   }
   for (Unit& unit : units_) unit.offered = false;
+  await_sums(stream);
+}
+
+void DeviceReducer::await_sums(Stream stream) {
   reduced_.record(stream_.get());
-  reduced_.block(stream);
+  block(reduced_, stream, timeline_, Activity::reduce, "end of backward");
 }
 
 void DeviceReducer::abandon(Stream stream) {
   for (Unit& unit : units_) unit.offered = false;
-  reduced_.record(stream_.get());
-  reduced_.block(stream);
   clear(stream);
 }
 
 void DeviceReducer::clear(Stream stream) {
+  await_sums(stream);
+  store_.drop_gradients();
   for (Unit& unit : units_) {
     unit.empty = true;
     unit.present.assign(unit.present.size(), false);
@@ -131,7 +148,7 @@ void DeviceReducer::clear(Stream stream) {
 
 void DeviceReducer::clear(std::size_t unit, std::size_t param, Stream stream) {
   units_.at(unit).present.at(param) = false;
-  const std::span<float> held = store_.held_part(unit, Role::grad, store_.layout(unit).param(param));
+  const std::span<std::byte> held = store_.held_bytes(unit, Role::grad, store_.layout(unit).param(param));
   fill_async(present_of(unit) + param, 0, 1, stream);
   if (units_[unit].empty || held.empty()) return;
   fill_async(held.data(), 0, held.size_bytes(), stream);
@@ -148,8 +165,8 @@ void DeviceReducer::measure(Stream stream) {
   const DeviceGuard guard(device_);
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
     if (units_[unit].empty) continue;
-    const std::span<float> own = store_.own(unit, Role::grad);
-    cuda::grad_statistics(own.data(), own.size(), statistics_of(unit), workspace_.data(), stream);
+    cuda::grad_statistics(store_.own_bytes(unit, Role::grad).data(), store_.gradient_dtype(unit),
+                          store_.layout(unit).shard_numel(), statistics_of(unit), workspace_.data(), stream);
   }
 }
 
@@ -158,8 +175,9 @@ void DeviceReducer::scale_all(float factor, Stream stream) {
   copy_async(factor_.data(), &factor, sizeof factor, stream);
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
     if (units_[unit].empty) continue;
-    const std::span<float> held = store_.block(unit, Role::grad);
-    cuda::scale(held.data(), held.size(), reinterpret_cast<const float*>(factor_.data()), stream);
+    const std::span<std::byte> held = store_.bytes_of(unit, Role::grad);
+    cuda::scale(held.data(), store_.gradient_dtype(unit), held.size() / store_.width(unit, Role::grad),
+                reinterpret_cast<const float*>(factor_.data()), stream);
   }
   stale_ = true;
 }

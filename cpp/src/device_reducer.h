@@ -12,6 +12,7 @@
 #include "aliquot/reducer.h"
 #include "aliquot/shard_store.h"
 #include "aliquot/streams.h"
+#include "aliquot/timeline.h"
 
 namespace aliquot {
 
@@ -22,6 +23,8 @@ namespace aliquot {
 class DeviceReducer {
  public:
   DeviceReducer(ShardStore& store, Communicator& communicator, MemoryResource& memory);
+  /// The host waits for what is under way.
+  ~DeviceReducer();
 
   /// Always takes them: true.
   bool offer(std::size_t unit, const Gradients& gradients, Stream stream);
@@ -42,6 +45,9 @@ class DeviceReducer {
   const cuda::ReportShape& report_shape() const { return shape_; }
   /// This rank's report, on the device, current on `stream`.
   std::span<const std::byte> report(Stream stream);
+
+  /// From here on what it does is on `timeline`, if there is one.
+  void profile(Timeline* timeline) { timeline_ = timeline; }
 
   /// What one with this store takes of a DeviceArena.
   static std::size_t planned_bytes(const ShardStore& store);
@@ -66,6 +72,7 @@ class DeviceReducer {
 
   void reduce(std::size_t unit, const Outbox& outbox);
   void measure(Stream stream);
+  void await_sums(Stream stream);
   cuda::DeviceStatistics* statistics_of(std::size_t unit) const;
   std::uint8_t* present_of(std::size_t unit) const;
 
@@ -84,6 +91,7 @@ class DeviceReducer {
   Buffer factor_;
   Event reduced_;
   ReduceStatistics statistics_;
+  Timeline* timeline_ = nullptr;
 };
 
 }  // namespace aliquot

@@ -25,7 +25,7 @@ decltype(auto) with(Room& room, const Use& use) {
 }  // namespace
 
 Engine::Engine(std::vector<UnitSpec> units, Communicator& communicator, MemoryResource& memory, EngineOptions options)
-    : communicator_(communicator), store_(std::move(units), options.stage, communicator, memory, options.master),
+    : communicator_(communicator), store_(std::move(units), options.stage, communicator, memory, options.store),
       gatherer_(store_, communicator, memory, options.gatherer), memory_(memory), graph_(store_.unit_count()),
       in_backward_(store_.unit_count()), held_(store_.unit_count()) {
   if (on_cpu(memory)) {
@@ -102,8 +102,9 @@ void Engine::set_groups(Grouping grouping) {
   if (on_cpu(memory_)) {
     optimizer_ = std::make_unique<AdamW>(store_, std::move(grouping));
   } else {
-    optimizer_ = std::make_unique<DeviceAdamW>(store_, communicator_, memory_, grouping);
+    optimizer_ = std::make_unique<DeviceAdamW>(store_, communicator_, memory_.device(), grouping);
   }
+  profile(timeline_);
 }
 
 StepResult Engine::step(std::span<const AdamWGroup> groups, std::optional<double> max_norm, Stream stream) {
@@ -111,6 +112,7 @@ StepResult Engine::step(std::span<const AdamWGroup> groups, std::optional<double
     throw InvalidArgument("step before set_groups: say which group each parameter is in");
   }
   const Stopwatch stopwatch(step_seconds_);
+  const TimedScope timed(timeline_, Activity::step, Hold::work, "step", 0, stream);
   release_held(stream);
   graph_.assign(graph_.size(), false);
   StepResult result;
@@ -204,6 +206,19 @@ void Engine::read(std::size_t unit, void* whole, Stream stream) {
       copy_async(bytes, block.data(), block.size(), stream);
     }
   }
+}
+
+void Engine::profile(Timeline* timeline) {
+  if (timeline != nullptr && timeline_ != nullptr && timeline != timeline_) {
+    throw InvalidArgument("the model is being profiled already: end that profile first");
+  }
+  const auto tell = [timeline](auto& room) {
+    if (room) room->profile(timeline);
+  };
+  timeline_ = timeline;
+  gatherer_.profile(timeline);
+  std::visit(tell, reducer_);
+  std::visit(tell, optimizer_);
 }
 
 EngineStatistics Engine::statistics() const {

@@ -42,12 +42,15 @@ const std::byte* Gatherer::resident(std::size_t unit) const {
 
 const std::byte* Gatherer::acquire(std::size_t unit, Pass pass, Slots::Home home, Stream stream) {
   if (!uses_slots()) {
-    if (store_.stage().shards_parameters()) await_version();
+    if (store_.stage().shards_parameters()) {
+      const TimedScope timed(timeline_, Activity::gather, Hold::work, store_.layout(unit).unit().name, 0, stream);
+      await_version();
+    }
     return resident(unit);
   }
   std::byte* slot = slots_.take(unit, home);
   fill(unit, slot);
-  slots_.filled_event(unit).block(stream);
+  block(slots_.filled_event(unit), stream, timeline_, Activity::gather, store_.layout(unit).unit().name);
   gather_ahead(unit, pass);
   return slot;
 }
@@ -79,6 +82,10 @@ void Gatherer::release(std::size_t unit, Stream stream) {
   if (slots_.live(unit)) return;
   if (options_.poison) slots_.poison(unit, stream);
   slots_.released_event(unit).record(stream);
+}
+
+void Gatherer::forget(std::size_t unit) {
+  if (uses_slots()) slots_.forget(unit);
 }
 
 void Gatherer::hold(std::size_t unit) {
@@ -119,8 +126,11 @@ void Gatherer::await_version() {
 void Gatherer::fetch(std::size_t unit, Role role, std::byte* whole, Stream stream) {
   const Stopwatch stopwatch(statistics_.seconds);
   const Layout& layout = store_.layout(unit);
+  const std::size_t bytes = layout.bytes() - layout.shard_bytes();
+  const Hold hold = stream.handle == stream_.get().handle ? Hold::none : Hold::work;
+  const TimedScope timed(timeline_, Activity::gather, hold, layout.unit().name, bytes, stream);
   ++statistics_.gathers;
-  statistics_.bytes += layout.bytes() - layout.shard_bytes();
+  statistics_.bytes += bytes;
   if (!communicator_.one_sided()) {
     communicator_.all_gather({"gather", layout.unit().name}, store_.own_bytes(unit, role), whole, stream);
     return;

@@ -38,6 +38,13 @@ void Event::block(Stream) const {}
 bool Event::done() const { return true; }
 void Event::synchronize() const {}
 
+TimedEvent::TimedEvent(Device device) { require_cpu(device, "a CUDA event"); }
+TimedEvent::~TimedEvent() {}
+void TimedEvent::record(Stream) { passed_ = std::chrono::steady_clock::now(); }
+double TimedEvent::seconds_since(const TimedEvent& earlier) const {
+  return std::chrono::duration<double>(passed_ - earlier.passed_).count();
+}
+
 void copy_async(void* to, const void* from, std::size_t bytes, Stream) {
   if (bytes != 0) std::memcpy(to, from, bytes);
 }
@@ -49,25 +56,18 @@ void synchronize(Stream) {}
 std::unique_ptr<MemoryResource> pinned_memory() { refuse("pinned memory"); }
 std::unique_ptr<MemoryResource> device_memory(Device) { refuse("device memory"); }
 
-DeviceArena::DeviceArena(Device device, std::size_t capacity) : device_(device), capacity_(capacity) {
-  refuse("a device's arena");
-}
-DeviceArena::~DeviceArena() = default;
-void* DeviceArena::allocate(std::size_t, std::size_t, Stream) { refuse("a device's arena"); }
-std::size_t DeviceArena::used() const { return used_; }
-
 namespace cuda {
 
 void pack(const Layout&, std::span<const PackSource>, void*, DType, std::uint8_t*, Stream) { refuse("pack"); }
 void cast(const void*, DType, void*, DType, std::size_t, Stream) { refuse("cast"); }
 void fill_nan(void*, DType, std::size_t, Stream) { refuse("fill_nan"); }
-void scale(float*, std::size_t, const float*, Stream) { refuse("scale"); }
+void scale(void*, DType, std::size_t, const float*, Stream) { refuse("scale"); }
 std::size_t reduce_workspace_bytes() { return 0; }
-void reduce(std::span<const void* const>, DType, float, float*, std::size_t, Accumulate, DeviceStatistics*, void*,
+void reduce(std::span<const void* const>, DType, float, void*, DType, std::size_t, Accumulate, DeviceStatistics*, void*,
             Stream) {
   refuse("reduce");
 }
-void grad_statistics(const float*, std::size_t, DeviceStatistics*, void*, Stream) { refuse("grad_statistics"); }
+void grad_statistics(const void*, DType, std::size_t, DeviceStatistics*, void*, Stream) { refuse("grad_statistics"); }
 void finish_report(const ReportShape&, const std::byte*, const AdamWGroup*, const int*, std::int64_t*, double,
                    StepState*, ParamScalars*, Stream) {
   refuse("finish_report");

@@ -24,9 +24,12 @@ void AdamW::step(std::span<const AdamWGroup> groups, const Presence& present, fl
 
 void AdamW::step_unit(std::size_t unit, std::span<const AdamWGroup> groups, float grad_scale,
                       const std::vector<bool>& present) {
+  const Layout& layout = store_.layout(unit);
+  const Range held = store_.held_range(unit, Role::exp_avg);
+  const TimedScope timed(timeline_, Activity::step, Hold::work, layout.unit().name, held.size() * sizeof(float), {});
   const auto stepped = [&](std::size_t param) { return present[param] && grouping_[unit][param] != no_group; };
   for (std::size_t param = 0; param < present.size(); ++param) steps_[unit][param] += stepped(param) ? 1 : 0;
-  for (const Segment& segment : store_.layout(unit).segments(store_.held_range(unit, Role::exp_avg))) {
+  for (const Segment& segment : layout.segments(held)) {
     if (!stepped(segment.param)) continue;
     const AdamWGroup& group = groups[static_cast<std::size_t>(grouping_[unit][segment.param])];
     const auto part = [&](Role role) { return store_.held_part(unit, role, segment.range); };

@@ -1,7 +1,9 @@
+#include "planned_memory.h"
+
 #include <algorithm>
 #include <utility>
 
-#include "aliquot/engine.h"
+#include "aliquot/transports.h"
 #include "device_reducer.h"
 
 namespace aliquot {
@@ -29,7 +31,7 @@ class Tally final : public MemoryResource {
 std::size_t engine_bytes(const std::vector<UnitSpec>& units, Communicator& communicator, const EngineOptions& options,
                          Device device) {
   Tally tally(device);
-  const ShardStore store(units, options.stage, communicator, tally, options.master);
+  const ShardStore store(units, options.stage, communicator, tally, options.store);
   std::vector<const Layout*> layouts;
   for (std::size_t unit = 0; unit < store.unit_count(); ++unit) layouts.push_back(&store.layout(unit));
   const Slots slots(std::move(layouts), options.gatherer.slots, tally);
@@ -37,29 +39,50 @@ std::size_t engine_bytes(const std::vector<UnitSpec>& units, Communicator& commu
   return tally.bytes() + slot_bytes + DeviceReducer::planned_bytes(store);
 }
 
-/// The plan's arena, and beyond it what nobody planned: a ring that grows, an optimizer's tables.
-class PlannedMemory final : public MemoryResource {
- public:
-  PlannedMemory(Device device, std::size_t bytes) : arena_(device, bytes), more_(device_memory(device)) {}
-  void* allocate(std::size_t bytes, std::size_t alignment, Stream stream) override {
-    if (arena_.used() + planned(bytes) > arena_.capacity()) return more_->allocate(bytes, alignment, stream);
-    return arena_.allocate(bytes, alignment, stream);
-  }
-  void deallocate(void* pointer, std::size_t bytes, Stream stream) noexcept override {
-    if (!arena_.owns(pointer)) more_->deallocate(pointer, bytes, stream);
-  }
-  Device device() const noexcept override { return arena_.device(); }
+/// Asks every rank.
+bool all_have(bool mine, Communicator& communicator) {
+  const auto part = static_cast<std::byte>(mine);
+  std::vector<std::byte> all(static_cast<std::size_t>(communicator.world_size()));
+  communicator.host().all_gather({"register", "memory"}, {&part, 1}, all.data());
+  return std::ranges::find(all, std::byte{0}) == all.end();
+}
 
- private:
-  DeviceArena arena_;
-  std::unique_ptr<MemoryResource> more_;
-};
+/// Null unless every rank gets one.
+std::unique_ptr<DeviceArena> arena_of_nccl(Communicator& communicator, Device device, std::size_t bytes) {
+  std::unique_ptr<DeviceArena> arena;
+  try {
+    arena = std::make_unique<DeviceArena>(nccl_memory(device), bytes);
+  } catch (const Error&) {  // plain memory may do, or says what is wrong
+  }
+  return all_have(arena != nullptr, communicator) ? std::move(arena) : nullptr;
+}
 
 }  // namespace
 
+PlannedMemory::PlannedMemory(const std::vector<UnitSpec>& units, Communicator& communicator,
+                             const EngineOptions& options, Device device)
+    : more_(device_memory(device)) {
+  const std::size_t bytes = engine_bytes(units, communicator, options, device);
+  if (options.register_memory && communicator.name() == "nccl") arena_ = arena_of_nccl(communicator, device, bytes);
+  if (arena_ != nullptr) {
+    registration_ = communicator.register_memory(arena_->whole());
+  } else {
+    arena_ = std::make_unique<DeviceArena>(device, bytes);
+  }
+}
+
+void* PlannedMemory::allocate(std::size_t bytes, std::size_t alignment, Stream stream) {
+  const bool fits = arena_->used() + planned(bytes) <= arena_->capacity();
+  return fits ? arena_->allocate(bytes, alignment, stream) : more_->allocate(bytes, alignment, stream);
+}
+
+void PlannedMemory::deallocate(void* pointer, std::size_t bytes, Stream stream) noexcept {
+  if (!arena_->owns(pointer)) more_->deallocate(pointer, bytes, stream);
+}
+
 std::unique_ptr<MemoryResource> planned_memory(const std::vector<UnitSpec>& units, Communicator& communicator,
                                                const EngineOptions& options, Device device) {
-  return std::make_unique<PlannedMemory>(device, engine_bytes(units, communicator, options, device));
+  return std::make_unique<PlannedMemory>(units, communicator, options, device);
 }
 
 }  // namespace aliquot

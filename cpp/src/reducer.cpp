@@ -56,6 +56,7 @@ bool Reducer::offer(std::size_t unit, const Gradients& gradients, Stream) {
 void Reducer::finish(const Left& left, Stream) {
   const Stopwatch stopwatch(statistics_.seconds);
   for (const auto& [unit, gradients] : left) require_takeable(store_, unit, gradients, units_.at(unit).offered);
+  const TimedScope waiting(timeline_, Activity::reduce, Hold::wait, "end of backward", 0, {});
   if (outboxes_) {
     finish_one_sided(left);
   } else {
@@ -67,6 +68,7 @@ void Reducer::finish(const Left& left, Stream) {
 
 void Reducer::pack(std::size_t unit, const Gradients& gradients, float* full) const {
   const Layout& layout = store_.layout(unit);
+  const TimedScope timed(timeline_, Activity::pack, Hold::work, layout.unit().name, layout.bytes(), {});
   std::size_t end = 0;
   for (std::size_t param = 0; param < gradients.size(); ++param) {
     const Range range = layout.param(param);
@@ -104,6 +106,7 @@ void Reducer::reduce_two_sided(std::size_t unit, const Gradients& gradients) {
   auto* sums = reinterpret_cast<float*>(sums_.data());
   pack(unit, gradients, full);
   const Layout& layout = store_.layout(unit);
+  const TimedScope timed(timeline_, Activity::reduce, Hold::work, layout.unit().name, layout.bytes(), {});
   communicator_.reduce_scatter({"reduce", layout.unit().name}, full, {sums, layout.shard_numel()});
   note(unit, gradients);
   accumulate(unit, {sums});

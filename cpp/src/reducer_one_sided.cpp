@@ -7,13 +7,18 @@
 namespace aliquot {
 
 bool Reducer::offer_one_sided(std::size_t unit, const Gradients& gradients) {
-  float* full = outboxes_->take(unit);
+  float* full = take_box(unit);
   if (full == nullptr) return false;
   pack(unit, gradients, full);
   outboxes_->publish(unit);
   note(unit, gradients);
   sum_what_is_ready();
   return true;
+}
+
+float* Reducer::take_box(std::size_t unit) {
+  const TimedScope waiting(timeline_, Activity::reduce, Hold::wait, store_.layout(unit).unit().name, 0, {});
+  return outboxes_->take(unit);
 }
 
 void Reducer::finish_one_sided(const Left& left) {
@@ -42,8 +47,10 @@ void Reducer::finish_one_sided(const Left& left) {
 void Reducer::sum_what_is_ready() {
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
     if (!units_[unit].offered || units_[unit].summed || !outboxes_->ready(unit)) continue;
+    const Layout& layout = store_.layout(unit);
+    const TimedScope timed(timeline_, Activity::reduce, Hold::work, layout.unit().name, layout.bytes(), {});
     std::vector<const float*> shards = outboxes_->contributions(unit);
-    for (const float*& shard : shards) shard += store_.layout(unit).shard(communicator_.rank()).begin;
+    for (const float*& shard : shards) shard += layout.shard(communicator_.rank()).begin;
     if (!shards.empty()) accumulate(unit, shards);
     units_[unit].summed = true;
     outboxes_->took(unit);

@@ -1,6 +1,7 @@
 #include "aliquot/shard_store.h"
 
 #include <string>
+#include <utility>
 
 namespace aliquot {
 namespace {
@@ -21,8 +22,8 @@ std::string_view name_of(Role role) {
 }
 
 ShardStore::ShardStore(std::vector<UnitSpec> units, Stage stage, Communicator& communicator, MemoryResource& memory,
-                       MasterForm master)
-    : stage_(stage), master_(master), rank_(communicator.rank()) {
+                       StoreOptions options)
+    : stage_(stage), options_(std::move(options)), rank_(communicator.rank()) {
   for (UnitSpec& unit : units) {
     require_possible(unit, memory);
     layouts_.emplace_back(std::move(unit), communicator.world_size());
@@ -30,6 +31,7 @@ ShardStore::ShardStore(std::vector<UnitSpec> units, Stage stage, Communicator& c
   blocks_.resize(layouts_.size());
   for (std::size_t unit = 0; unit < layouts_.size(); ++unit) {
     for (Role role : all_roles) {
+      if (role == Role::grad && gradients_are_transient()) continue;
       if (holds(unit, role)) blocks_[unit][static_cast<std::size_t>(role)] = take(unit, role, communicator, memory);
     }
   }
@@ -37,7 +39,8 @@ ShardStore::ShardStore(std::vector<UnitSpec> units, Stage stage, Communicator& c
 
 void ShardStore::require_possible(const UnitSpec& unit, const MemoryResource& memory) const {
   const bool on_cpu = memory.device().type == Device::Type::cpu;
-  if (unit.dtype == DType::fp32 || (!on_cpu && (unit.dtype == DType::bf16 || master_ == MasterForm::fp32))) return;
+  if (unit.dtype == DType::fp32 || (!on_cpu && (unit.dtype == DType::bf16 || options_.master == MasterForm::fp32)))
+    return;
   throw InvalidArgument("unit '" + unit.name + "' is " + std::string(name_of(unit.dtype)) +
                         (on_cpu ? "; this version trains fp32 on CPUs: convert the model with model.float() first"
                                 : "; only bf16 has a master of 16 more bits: ask for an fp32 master"));
@@ -55,9 +58,14 @@ bool ShardStore::holds(std::size_t unit, Role role) const {
   return role == Role::param || (spec.trainable && (role != Role::master || spec.dtype != DType::fp32));
 }
 
+DType ShardStore::gradient_dtype(std::size_t unit) const {
+  return layout(unit).unit().dtype == DType::fp32 ? DType::fp32 : options_.gradients;
+}
+
 std::size_t ShardStore::width(std::size_t unit, Role role) const {
   if (role == Role::param) return size_of(layout(unit).unit().dtype);
-  return role == Role::master && master_ == MasterForm::low16 ? 2 : 4;
+  if (role == Role::grad) return size_of(gradient_dtype(unit));
+  return role == Role::master && options_.master == MasterForm::low16 ? 2 : 4;
 }
 
 ShardStore::Block ShardStore::take(std::size_t unit, Role role, Communicator& communicator,
@@ -72,6 +80,18 @@ ShardStore::Block ShardStore::take(std::size_t unit, Role role, Communicator& co
     block.buffer = Buffer(memory, block.bytes);
   }
   return block;
+}
+
+void ShardStore::take_gradient(std::size_t unit, Stream stream) {
+  Block& block = blocks_.at(unit)[static_cast<std::size_t>(Role::grad)];
+  if (!gradients_are_transient() || block.lent) return;
+  block.bytes = width(unit, Role::grad) * layout(unit).shard_numel();
+  block.lent = options_.transient(block.bytes, stream);
+}
+
+void ShardStore::drop_gradients() {
+  if (!gradients_are_transient()) return;
+  for (auto& roles : blocks_) roles[static_cast<std::size_t>(Role::grad)] = {};
 }
 
 const ShardStore::Block& ShardStore::at(std::size_t unit, Role role) const {
@@ -114,6 +134,14 @@ std::span<float> ShardStore::held_part(std::size_t unit, Role role, Range range)
   const Range held = held_range(unit, role);
   const Range part = intersect(held, range);
   return part.empty() ? std::span<float>{} : block(unit, role).subspan(part.begin - held.begin, part.size());
+}
+
+std::span<std::byte> ShardStore::held_bytes(std::size_t unit, Role role, Range range) const {
+  const Range held = held_range(unit, role);
+  const Range part = intersect(held, range);
+  const std::size_t element = width(unit, role);
+  return part.empty() ? std::span<std::byte>{}
+                      : bytes_of(unit, role).subspan((part.begin - held.begin) * element, part.size() * element);
 }
 
 std::span<const float> ShardStore::peer(std::size_t unit, Role role, int owner) const {

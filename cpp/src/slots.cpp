@@ -51,8 +51,8 @@ std::byte* Slots::take(std::size_t unit, Home home) {
 void Slots::refuse(std::size_t unit, std::size_t tenant) const {
   throw InvalidArgument("unit '" + name(unit) + "' must be gathered again where its forward saw it, but unit '" +
                         name(tenant) +
-                        "' is in use there: their backward passes interleave. Give them room with "
-                        "aliquot.shard(model, slots=" +
+                        "' is in use there: their backward passes interleave (with create_graph=True all units stay in "
+                        "use). Give them room with aliquot.shard(model, slots=" +
                         std::to_string(ring_count_ + 1) + ") or more, or put both into one unit with units=");
 }
 
@@ -93,8 +93,11 @@ void Slots::filled(std::size_t unit, std::uint32_t epoch) {
   slots_[*homes_[unit]].epoch = epoch;
 }
 
+void Slots::forget(std::size_t unit) { slots_[*homes_[unit]].content.reset(); }
+
 void Slots::poison(std::size_t unit, Stream stream) {
   Slot& slot = slots_[*homes_[unit]];
+  if (!slot.in_ring) return;               // nobody overwrites it
   constexpr std::uint8_t nan_byte = 0xFF;  // in fp32, bf16 and fp16
   if (memory_.device().type == Device::Type::cpu) {
     std::memset(slot.memory.data(), nan_byte, slot.memory.bytes());

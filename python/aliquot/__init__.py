@@ -15,6 +15,7 @@ from aliquot._core import (
 from aliquot.control import no_sync, reset_step
 from aliquot.optim import AdamW, clip_grad_norm_
 from aliquot.precision import Precision
+from aliquot.profile import Profile, Times, profile
 from aliquot.shard import shard
 from aliquot.stats import Stats, stats
 from aliquot.values import full_state_dict, gathered, load_full_state_dict
@@ -30,7 +31,9 @@ __all__ = [
     "OutOfMemory",
     "PeerLost",
     "Precision",
+    "Profile",
     "Stats",
+    "Times",
     "World",
     "__version__",
     "clip_grad_norm_",
@@ -39,6 +42,7 @@ __all__ = [
     "init",
     "load_full_state_dict",
     "no_sync",
+    "profile",
     "reset_step",
     "shard",
     "stats",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -70,3 +70,12 @@ def _library() -> Path | None:
         if path.exists():
             return path
     return None
+
+
+def transient_memory(device: torch.device) -> tuple[Callable[[int, int], int], Callable[[int], None]]:
+    """Takes and gives back memory of torch's allocator: gradients then use what activations have freed."""
+
+    def take(size: int, stream: int) -> int:
+        return int(torch.cuda.caching_allocator_alloc(size, device, stream))
+
+    return take, torch.cuda.caching_allocator_delete

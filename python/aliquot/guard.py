@@ -63,6 +63,7 @@ _METADATA_METHODS = [
     "__len__",
     "__hash__",
     "retain_grad",
+    "_is_view",
     "type",
 ]
 

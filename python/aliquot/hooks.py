@@ -15,8 +15,9 @@ from torch.autograd import Variable
 
 from aliquot._core import Error
 from aliquot.passes import Passes
-from aliquot.sharded import ShardedModel, Unit
+from aliquot.sharded import ShardedModel
 from aliquot.tensors import is_opaque, map_tensors
+from aliquot.unit import CLOSED, Unit
 
 
 class Engine:
@@ -48,7 +49,8 @@ def install(model: ShardedModel) -> Passes:
     autograd = Engine()
     passes = Passes(model, autograd)
     for unit in model.units:
-        unit.set_versions = autograd.set_versions if model.engine.uses_slots else None
+        if model.engine.uses_slots and not unit.encloses_units:
+            unit.set_versions = autograd.set_versions
     for module in {model.root: None, **model.needs}:
         hooks = _ModuleHooks(passes, module, model.needs.get(module, []))
         module.register_forward_pre_hook(hooks.pre_forward, with_kwargs=True, prepend=True)
@@ -93,14 +95,25 @@ class _ModuleHooks(_Unpicklable):
         self.module = module
         self.units = units
         self.arrivals = _Arrivals(passes, units)
+        self.checking: list[bool] = []
+        """For each call under way: whether what it saves is checked when it is used."""
         self.casts = passes.model.precision.casts_inputs if module is passes.model.root else None
 
     def pre_forward(self, _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        with self.passes.forward_clock:
+            return self._open(args, kwargs)
+
+    def post_forward(self, _: nn.Module, args: Any, output: Any) -> None:
+        with self.passes.forward_clock:
+            self._close(output)
+
+    def _open(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         self.passes.enter_forward(self.module)
         if self.casts is not None:
             args, kwargs = map_tensors(_cast_to(self.casts), (args, kwargs))
         for unit in self.units:
             self.passes.gather(unit)
+        self.checking.append(self.passes.model.engine.uses_slots and _check_saved_tensors())
         if not (self.units and torch.is_grad_enabled()):
             return args, kwargs
         inputs: list[torch.Tensor] = []
@@ -111,10 +124,14 @@ class _ModuleHooks(_Unpicklable):
             self.arrivals.watch()
         return args, kwargs
 
-    def post_forward(self, _: nn.Module, args: Any, output: Any) -> None:
-        for unit in reversed(self.units):
-            self.passes.give_back(unit)
-        self.passes.leave_forward()
+    def _close(self, output: Any) -> None:
+        if self.checking and self.checking.pop():
+            torch._C._autograd._pop_saved_tensors_default_hooks()
+        try:
+            for unit in reversed(self.units):
+                self.passes.give_back(unit)
+        finally:
+            self.passes.leave_forward()
         if torch.is_grad_enabled():
             map_tensors(_before_backward(lambda: self.passes.pre_backward(self.units)), output)
             if is_opaque(output):
@@ -152,6 +169,29 @@ def _arrive(arrivals: weakref.ref[_Arrivals], param: torch.Tensor) -> None:
     found = arrivals()
     if found is not None:
         found.arrive(param)
+
+
+def _check_saved_tensors() -> bool:
+    """Torch compares no versions of what is saved under `saved_tensors_hooks` (non-reentrant checkpoints are made of
+    them), so what those hooks give back is checked here. False, and nothing done, where none are set.
+    """  # fmt: skip
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    if hooks is None:
+        return False
+    pack, unpack = hooks
+
+    def checked(packed: object) -> torch.Tensor:
+        tensor: torch.Tensor = unpack(packed)
+        if not tensor.is_inference() and tensor._version >= CLOSED:
+            raise Error(
+                "a backward reads a parameter whose unit is not gathered: a tensor computed from it left its module by "
+                "another way than the return value, under a checkpoint or saved_tensors_hooks. Return it from the "
+                "module; or put both into a larger unit with aliquot.shard(model, units=)"
+            )
+        return tensor
+
+    torch._C._autograd._push_saved_tensors_default_hooks(pack, checked)
+    return True
 
 
 def _cast_to(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:

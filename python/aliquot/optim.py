@@ -13,7 +13,7 @@ from torch import nn
 from aliquot import _core
 from aliquot._core import Error, InvalidArgument
 from aliquot.passes import require_finished
-from aliquot.places import Place, autograd_grads, drop_autograd_grads
+from aliquot.places import Place, autograd_grads
 from aliquot.sharded import ShardedModel, sharded
 
 logger = logging.getLogger("aliquot")
@@ -69,9 +69,10 @@ class AdamW(torch.optim.Optimizer):
         require_reduced(self.model)
         self.model.require_bound()
         groups = [_core_group(group) for group in self.param_groups]
-        self._note(self.model.engine.step(groups, self.max_grad_norm, self.model.stream()))
+        result = self.model.engine.step(groups, self.max_grad_norm, self.model.stream())
         self.model.passes.end_step()
         self.model.note_change()
+        self._note(result)
         return loss
 
     @property
@@ -102,7 +103,7 @@ class AdamW(torch.optim.Optimizer):
         """Forgets all gradients; `set_to_none` is there for torch's signature."""
         self.model.engine.clear_gradients(self.model.stream())
         for unit in self.model.units:
-            drop_autograd_grads(unit.params)
+            unit.drop_gradients()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Only while the optimizer is made: its states are laid out then."""

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from aliquot._core import Error
-from aliquot.places import autograd_grads, drop_autograd_grads
-from aliquot.sharded import ShardedModel, Unit
+from aliquot.clock import Clock
+from aliquot.places import autograd_grads
+from aliquot.sharded import ShardedModel
+from aliquot.unit import Unit
 
 logger = logging.getLogger("aliquot")
 
@@ -43,11 +45,12 @@ class Passes:
     model: ShardedModel
     autograd: Autograd
     depth: int = 0
-    training: bool = False
-    """Whether this forward builds a graph."""
     in_backward: bool = False
     synchronize: bool = True
     """Whether the backward reduces; no under no_sync."""
+    forward_clock: Clock = field(default_factory=Clock)
+    backward_clock: Clock = field(default_factory=Clock)
+    """The host's time in the hooks of either direction."""
     arrived: set[torch.Tensor] = field(default_factory=set)
     """Parameters whose gradient came in this backward, of modules that are told by them."""
 
@@ -59,8 +62,6 @@ class Passes:
             self.give_up("the backward before did not finish; the gradients since the last zero_grad are given up")
         if module is self.model.root and self.depth and not self.in_backward and not _calls_itself(module):
             self.give_up("the forward before did not finish; the gradients since the last zero_grad are given up")
-        if self.depth == 0:
-            self.training = torch.is_grad_enabled()
         self.depth += 1
 
     def leave_forward(self) -> None:
@@ -71,10 +72,12 @@ class Passes:
 
     def gather(self, unit: Unit) -> None:
         """Makes the unit's parameters usable for one call of a forward."""
-        if self.training and not self.in_backward and unit.trainable:
+        if self.in_backward:
+            self._make_room(unit)
+        elif torch.is_grad_enabled() and unit.trainable:
             unit.expected += 1
         self.model.land(unit, self.model.engine.pre_forward(unit.index, self.model.stream()))
-        if self.training:
+        if torch.is_grad_enabled():
             self.model.engine.expect_backward(unit.index)
         unit.open()
 
@@ -85,6 +88,9 @@ class Passes:
         try:
             if self.model.stage == 3 and not unit.private:
                 unit.require_unwritten()
+        except Error:
+            self.model.engine.forget(unit.index)
+            raise
         finally:
             unit.close()
             self.model.engine.post_forward(unit.index, self.model.stream())
@@ -99,38 +105,42 @@ class Passes:
 
     def pre_backward(self, units: list[Unit]) -> None:
         """The gradient of a forward's output is there: what the forward saved is about to be used."""
-        self.enter_backward()
-        for unit in units:
-            self._make_room(unit)
-            if address := self.model.engine.pre_backward(unit.index, self.model.stream()):
-                self.model.land(unit, address)
-                unit.open()
-                unit.open_in_backward = unit.seen_in_backward = True
-            if self.autograd.builds_graph():
-                self._hold(unit)
+        with self.backward_clock:
+            self.enter_backward()
+            for unit in units:
+                self._gather_again(unit)
+
+    def _gather_again(self, unit: Unit) -> None:
+        self._make_room(unit)
+        if address := self.model.engine.pre_backward(unit.index, self.model.stream()):
+            self.model.land(unit, address)
+            unit.open()
+            unit.open_in_backward = unit.seen_in_backward = True
+        if self.autograd.builds_graph():
+            self._hold(unit)
 
     def _make_room(self, unit: Unit) -> None:
         """Gives back a unit whose end no hook saw: its inputs were changed in place, or handed on."""
         other = self.model.engine.in_the_way(unit.index)
         if other is not None:
             tenant = self.model.units[other]
-            if tenant.open_in_backward and tenant.open_count == 1:
+            if tenant.open_in_backward and tenant.open_count == 1 + tenant.private:
                 self._release(tenant, [])
 
     def _hold(self, unit: Unit) -> None:
         if self.model.engine.uses_slots and not unit.held:
             self.model.engine.hold(unit.index)
             unit.held = True
-            unit.open()
 
     def post_backward(self, units: list[Unit]) -> None:
         """The gradients of a forward's inputs are there: what it saved has been used."""
-        self.enter_backward()
-        for unit in units:
-            self._require_seen(unit)
-            last = unit.expected == 1
-            unit.expected = max(0, unit.expected - 1)
-            self._release(unit, autograd_grads(unit.params) if last and self.synchronize else [])
+        with self.backward_clock:
+            self.enter_backward()
+            for unit in units:
+                self._require_seen(unit)
+                last = unit.expected == 1
+                unit.expected = max(0, unit.expected - 1)
+                self._release(unit, autograd_grads(unit.params) if last and self.synchronize else [])
 
     def _release(self, unit: Unit, grads: list[torch.Tensor | None]) -> None:
         complete = bool(grads) and unit.trainable and all(grad is not None for grad in grads)
@@ -139,10 +149,14 @@ class Passes:
         taken = self.model.engine.post_backward(unit.index, addresses, self.model.stream())
         del kept
         if complete and taken:
-            drop_autograd_grads(unit.params)
+            unit.drop_gradients()
 
     def finish_backward(self) -> None:
         """At the end of the outermost backward: reduces what is left, and what no hook saw."""
+        with self.backward_clock:
+            self._finish_backward()
+
+    def _finish_backward(self) -> None:
         left = [(unit, autograd_grads(unit.params)) for unit in self.model.units]
         left = [(unit, grads) for unit, grads in left if any(grad is not None for grad in grads)]
         _refuse_frozen(left)
@@ -152,6 +166,8 @@ class Passes:
             self.reduce(left)
         else:
             self.model.engine.leave_backward(self.model.stream())
+            for unit, _ in left:
+                unit.kept_gradients = True
         self._leave_backward()
 
     def reduce(self, left: list[tuple[Unit, list[torch.Tensor | None]]]) -> None:
@@ -160,12 +176,12 @@ class Passes:
         left_at = [(index, addresses) for index, addresses, _ in packed]
         self.model.engine.finish_backward(left_at, self.model.stream())
         for unit, _ in left:
-            drop_autograd_grads(unit.params)
+            unit.drop_gradients()
 
     def _require_seen(self, unit: Unit) -> None:
         """Refuses a backward that read a slot without gathering its unit again."""
-        gathered = unit.seen_in_backward or unit.held or unit.private
-        if self.model.engine.uses_slots and not gathered:
+        gathered = unit.seen_in_backward or unit.held or unit.private or unit.kept_gradients
+        if unit.set_versions is not None and not gathered:
             raise Error(
                 f"rank {self.model.world.rank}: the backward of unit '{unit.name}' ran without its parameters "
                 "gathered, so its gradients are wrong. Its module's outputs must be tensors, or tuples, lists, dicts "
@@ -174,9 +190,10 @@ class Passes:
 
     def require_no_slots(self, units: list[Unit], output: object) -> None:
         """Refuses a forward whose backward could not be told to gather its units again."""
-        if self.model.engine.uses_slots and units:
+        shared = [unit for unit in units if unit.trainable and unit.set_versions is not None]
+        if shared:
             raise Error(
-                f"rank {self.model.world.rank}: the module of unit '{units[0].name}' returned a "
+                f"rank {self.model.world.rank}: the module of unit '{shared[0].name}' returned a "
                 f"{type(output).__name__}, in which no hook sees the tensors. Return tensors, or tuples, lists, dicts "
                 "or dataclasses of them; or put it into a larger unit with aliquot.shard(model, units=)"
             )
@@ -197,9 +214,8 @@ class Passes:
         """After the optimizer's step: no graph from before it will be walked."""
         for unit in self.model.units:
             unit.expected = 0
-            if unit.held:
-                unit.held = False
-                unit.close()
+            unit.held = False
+            unit.mark()
 
     def give_up(self, why: str) -> None:
         """Puts everything back after a pass that did not finish."""
@@ -207,12 +223,15 @@ class Passes:
         self.model.engine.reset(self.model.stream())
         for unit in self.model.units:
             unit.expected = 0
-            drop_autograd_grads(unit.params)
+            unit.drop_gradients()
             unit.open_in_backward = unit.held = False
-            if unit.open_count and not unit.private:
-                unit.open_count = 1
+            while unit.open_count > unit.private:
                 unit.close()
+            unit.mark()
         self._leave_backward()
+        self.autograd.note_change(
+            param for unit in self.model.units if not unit.private for param in unit.params
+        )  # graphs from before are not to be walked
         self.depth = 0
 
 

@@ -13,7 +13,8 @@ from aliquot._core import Error
 from aliquot.guard import StoredGradient, refuse
 
 if TYPE_CHECKING:
-    from aliquot.sharded import ShardedModel, Unit
+    from aliquot.sharded import ShardedModel
+    from aliquot.unit import Unit
 
 
 @dataclass(eq=False)
@@ -87,7 +88,12 @@ class Place:
             return None
         if self.model.stage >= 2:
             return StoredGradient.of(self)
-        return self.model.view_as(self.model.engine.whole_gradient(self.unit.index), self, torch.float32)
+        return self.model.view_as(self.model.engine.whole_gradient(self.unit.index), self, self._gradient_dtype)
+
+    @property
+    def _gradient_dtype(self) -> torch.dtype:
+        bf16 = self.unit.dtype == torch.bfloat16 and self.model.precision.gradients == "bf16"
+        return torch.bfloat16 if bf16 else torch.float32
 
     def set_gradient(self, value: torch.Tensor | None) -> None:
         """What `param.grad = value` does: None drops the gradient in the store."""

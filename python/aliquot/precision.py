@@ -26,6 +26,10 @@ class Precision:
     """The fp32 master weight of a bf16 parameter: the parameter and 16 more bits, which together are it exactly, or a
     plain fp32 copy."""
 
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """What the gradients of bf16 parameters are kept in, once summed in fp32. bf16 takes half the memory, and rounds
+    the sum of each micro-step."""
+
     def dtype_of(self, name: str, param: torch.Tensor) -> torch.dtype:
         """What `param` is trained in."""
         wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, None: param.dtype}[self.params]

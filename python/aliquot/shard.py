@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from aliquot import _core
+from aliquot import _core, gpu
 from aliquot._core import InvalidArgument
 from aliquot.agreement import require_agreement
 from aliquot.hooks import install
@@ -54,6 +54,8 @@ def shard(
         _specs(plan), world.communicator, stage=stage, slots=slots, ahead_bytes=prefetch_bytes,
         poison="poison" in os.environ.get("ALIQUOT_DEBUG", "").split(","),
         device=-1 if world.device.type == "cpu" else world.device.index, fp32_master=chosen.master == "fp32",
+        gradients=chosen.gradients,
+        transient=gpu.transient_memory(world.device) if world.device.type == "cuda" else None,
     )  # fmt: skip
     sharded = ShardedModel(model, plan, world, engine, stage, chosen)
     _fill(sharded, values)

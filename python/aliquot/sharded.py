@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,81 +11,16 @@ import torch.utils.dlpack
 from torch import nn
 
 from aliquot import _core
-from aliquot._core import Error, InvalidArgument
+from aliquot._core import InvalidArgument
 from aliquot.guard import ShardedParameter
 from aliquot.places import Place
 from aliquot.precision import NAMES, Precision
+from aliquot.unit import Unit
 from aliquot.units import Group, Plan
 from aliquot.world import World
 
 if TYPE_CHECKING:
     from aliquot.passes import Passes
-
-
-CLOSED = 1 << 30
-"""What is added to the version of a parameter whose slot may be overwritten: autograd then refuses to read it."""
-
-
-@dataclass(eq=False)
-class Unit:
-    """Parameters that are gathered together."""
-
-    index: int
-    name: str
-    params: list[nn.Parameter]
-    dtype: torch.dtype
-    trainable: bool
-    places: list[Place] = field(default_factory=list)
-    address: int = 0
-    """Where the full unit lies, as the parameters' tensors see it."""
-    private: int = 0
-    """How many aliquot.gathered hold it: the parameters are private copies then, and not where the unit lies."""
-    open_count: int = 0
-    open_in_backward: bool = False
-    """One of those openings is a backward's."""
-    seen_in_backward: bool = False
-    """It was gathered for the backward under way."""
-    versions: list[int] = field(default_factory=list)
-    """Of the parameters' tensors, when they were last opened or closed."""
-    set_versions: Callable[[Sequence[torch.Tensor], Sequence[int]], None] | None = None
-    """Where later units overwrite this one: closing sets the versions ahead, opening sets them back."""
-    held: bool = False
-    """It stays open until the step, for the backward of a backward."""
-    expected: int = 0
-    """Calls of forward whose backward has not come yet."""
-
-    def open(self) -> None:
-        """Makes the parameters ordinary ones, while they are gathered."""
-        self.open_count += 1
-        if self.open_count == 1:
-            for param in self.params:
-                param.__class__ = nn.Parameter
-            if self.set_versions and self.versions:
-                self.set_versions(self.params, self.versions)
-            else:
-                self.versions = [param._version for param in self.params]
-
-    def require_unwritten(self) -> None:
-        """Refuses what a forward wrote to its own parameters: it is not this rank's to write."""
-        for place, param, version in zip(self.places, self.params, self.versions, strict=True):
-            if param._version != version:
-                raise Error(
-                    f"rank {place.rank}: {place.name} was written to while its unit was gathered in forward. "
-                    "At stage 3 that memory belongs to its owners: write between steps, under "
-                    "aliquot.gathered(model, write=True)"
-                )
-
-    def close(self) -> None:
-        """Undoes `open`; the last one puts the guard back."""
-        if self.open_count == 0:
-            return
-        self.open_count -= 1
-        if self.open_count == 0:
-            if self.set_versions:
-                self.versions = [param._version for param in self.params]
-                self.set_versions(self.params, [version + CLOSED for version in self.versions])
-            for param in self.params:
-                param.__class__ = ShardedParameter
 
 
 class ShardedModel:
@@ -102,7 +36,8 @@ class ShardedModel:
         self.precision = precision
         self.device = -1 if world.device.type == "cpu" else world.device.index
         self.units = [
-            Unit(i, group.name, group.params, group.dtype, group.trainable) for i, group in enumerate(plan.groups)
+            Unit(i, group.name, group.params, group.dtype, group.trainable, group.encloses_units)
+            for i, group in enumerate(plan.groups)
         ]
         of_group = dict(zip(plan.groups, self.units, strict=True))
         self.needs = {module: [of_group[group] for group in groups] for module, groups in plan.needs.items()}
@@ -123,9 +58,6 @@ class ShardedModel:
     def note_change(self) -> None:
         """The parameters have other values now: graphs that saved them must not be walked any more."""
         self.passes.autograd.note_change(param for unit in self.units for param in unit.params)
-        for unit in self.units:
-            if unit.open_count == 0:
-                unit.versions = [version + 1 for version in unit.versions]
 
     def require_bound(self) -> None:
         """Refuses to go on where parameters were replaced."""
@@ -161,6 +93,8 @@ class ShardedModel:
         """Points the unit's parameters to where it was gathered. Does nothing where they point there already."""
         if unit.private or address in (0, unit.address):
             return
+        if unit.address:
+            self.passes.autograd.note_change(unit.params)  # graphs may point to where it lay before
         unit.address = address
         unit.open()
         with torch.inference_mode(False):

@@ -17,7 +17,8 @@ class Stats:
     """Held by role: `param`, `grad`, `exp_avg`, `exp_avg_sq`; `slot`: full units; `outbox`: full gradients on their way
     to their owners."""
     times: dict[str, float]
-    """Host seconds: `gather` and `reduce` waiting and copying, `step` in the optimizer."""
+    """Host seconds: `gather` and `reduce` waiting and copying (on a GPU: giving work to streams), `step` in the
+    optimizer; `forward` and `backward` in the hooks of modules and of autograd, gathers and reduces included."""
     gathers: int
     gathered_bytes: int
     reduces: int
@@ -29,8 +30,10 @@ class Stats:
 
 def stats(model: nn.Module) -> Stats:
     """What the sharded model holds and has done on this rank."""
-    found = sharded(model).engine.statistics()
+    state = sharded(model)
+    found = state.engine.statistics()
+    hooks = {"forward": state.passes.forward_clock.seconds, "backward": state.passes.backward_clock.seconds}
     return Stats(
-        bytes=found.bytes, times=found.times, gathers=found.gathers, gathered_bytes=found.gathered_bytes,
+        bytes=found.bytes, times=found.times | hooks, gathers=found.gathers, gathered_bytes=found.gathered_bytes,
         reduces=found.reduces, reduced_bytes=found.reduced_bytes, steps=found.steps, skipped=found.skipped,
     )  # fmt: skip

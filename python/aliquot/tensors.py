@@ -27,8 +27,8 @@ def map_tensors(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> A
 
 def is_opaque(value: Any) -> bool:
     """Whether `map_tensors` can't tell what is in `value`."""
-    plain = (torch.Tensor, tuple, list, dict, str, bytes, int, float, complex, type(None))
-    return not isinstance(value, plain) and not is_dataclass(value)
+    plain = (torch.Tensor, tuple, list, dict, set, frozenset, str, bytes, int, float, complex, type(None), torch.dtype)
+    return not isinstance(value, plain) and not is_dataclass(value) and not hasattr(value, "__array__")
 
 
 def _in_dict(change: Callable[[torch.Tensor], torch.Tensor], value: dict[Any, Any]) -> dict[Any, Any]:

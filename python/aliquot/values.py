@@ -10,7 +10,8 @@ from torch import nn
 
 from aliquot._core import Error, InvalidArgument
 from aliquot.places import Place
-from aliquot.sharded import ShardedModel, Unit, sharded
+from aliquot.sharded import ShardedModel, sharded
+from aliquot.unit import Unit
 
 Write = Callable[[Place, torch.Tensor], None]
 
@@ -96,8 +97,8 @@ def _state(unit: Unit) -> list[tuple[int, int]]:
 
 def _read(model: ShardedModel, unit: Unit) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
     values = read_unit(model, unit)
-    unit.open()
     unit.private += 1
+    unit.open()
     return zip(unit.params, values, strict=True)
 
 

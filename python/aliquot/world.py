@@ -111,13 +111,21 @@ def _choose(store: Store, rank: int, world_size: int) -> Transport:
     return "nccl" if set(gpus) == {"1"} else "shared_memory"
 
 
+def _end_group(group: dist.ProcessGroup | None) -> None:
+    """Gloo's threads must end before the interpreter does. None: all groups, where the first was made here too."""
+    if dist.is_initialized():
+        dist.destroy_process_group(group)
+
+
 def _process_group(store: Store, rank: int, world_size: int, timeout: float) -> _core.Communicator:
     from aliquot.process_group import ProcessGroup
 
-    if not dist.is_initialized():
+    everything = not dist.is_initialized()
+    if everything:
         dist.init_process_group(
             "gloo", store=PrefixStore("group", store), rank=rank, world_size=world_size,
             timeout=timedelta(seconds=timeout),
         )  # fmt: skip
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+    atexit.register(_end_group, None if everything else group)
     return _core.process_group_communicator(ProcessGroup(group, store), rank, world_size, timeout)

@@ -2,6 +2,9 @@
 
 #include <pybind11/stl.h>
 
+#include <cstdlib>
+#include <string_view>
+
 #include "register.h"
 
 namespace aliquot::python {
@@ -27,6 +30,27 @@ void finish_backward(Engine& engine, const std::vector<std::pair<std::size_t, Ad
   engine.finish_backward(gradients, stream_at(stream));
 }
 
+DType dtype_named(const std::string& name) {
+  for (const DType dtype : {DType::fp32, DType::bf16, DType::fp16}) {
+    if (name_of(dtype) == name) return dtype;
+  }
+  throw InvalidArgument("dtype is '" + name + "'; it is fp32, bf16 or fp16");
+}
+
+/// Memory of torch's allocator. `take(bytes, stream)` gives an address, `give_back(address)` takes it.
+TransientMemory torch_memory(py::object take, py::object give_back) {
+  const auto held = std::make_shared<std::pair<py::object, py::object>>(std::move(take), std::move(give_back));
+  return [held](std::size_t bytes, Stream stream) {
+    const py::gil_scoped_acquire acquire;
+    const auto address = held->first(bytes, address_of(stream.handle)).cast<Address>();
+    return std::shared_ptr<std::byte>(reinterpret_cast<std::byte*>(address), [held](std::byte* memory) {
+      if (Py_IsInitialized() == 0) return;
+      const py::gil_scoped_acquire again;
+      held->second(address_of(memory));
+    });
+  };
+}
+
 /// An engine and the memory that it lies in.
 struct Housed {
   Housed(std::unique_ptr<MemoryResource> memory, std::vector<UnitSpec> units, Communicator& communicator,
@@ -37,16 +61,27 @@ struct Housed {
   Engine engine;
 };
 
+/// Experiments, off unless their variable is 1: what a benchmark compares, and no part of the interface.
+bool asked_for(const char* experiment) {
+  const char* const value = std::getenv(experiment);
+  return value != nullptr && std::string_view(value) == "1";
+}
+
 /// \param device  index of a GPU, or -1 for the CPU
 std::shared_ptr<Engine> make_engine(std::vector<UnitSpec> units, Communicator& communicator, int stage,
                                     std::size_t slots, std::size_t ahead_bytes, bool poison, int device,
-                                    bool fp32_master) {
+                                    bool fp32_master, const std::string& gradients,
+                                    std::optional<std::pair<py::object, py::object>> transient) {
   EngineOptions options;
   options.stage = Stage(stage);
   options.gatherer.slots = slots;
   options.gatherer.ahead_bytes = ahead_bytes;
   options.gatherer.poison = poison;
-  options.master = fp32_master ? MasterForm::fp32 : MasterForm::low16;
+  options.register_memory = asked_for("ALIQUOT_NCCL_WINDOWS");
+  options.store.master = fp32_master ? MasterForm::fp32 : MasterForm::low16;
+  options.store.gradients = dtype_named(gradients);
+  if (transient) options.store.transient = torch_memory(std::move(transient->first), std::move(transient->second));
+  const py::gil_scoped_release release;
   std::unique_ptr<MemoryResource> memory;
   if (device >= 0) memory = planned_memory(units, communicator, options, {Device::Type::cuda, device});
   const auto housed = std::make_shared<Housed>(std::move(memory), std::move(units), communicator, options);
@@ -56,13 +91,6 @@ std::shared_ptr<Engine> make_engine(std::vector<UnitSpec> units, Communicator& c
 std::map<std::string, double> times(const EngineStatistics& statistics) {
   return {
       {"gather", statistics.gather.seconds}, {"reduce", statistics.reduce.seconds}, {"step", statistics.step_seconds}};
-}
-
-DType dtype_named(const std::string& name) {
-  for (const DType dtype : {DType::fp32, DType::bf16, DType::fp16}) {
-    if (name_of(dtype) == name) return dtype;
-  }
-  throw InvalidArgument("dtype is '" + name + "'; it is fp32, bf16 or fp16");
 }
 
 void register_values(py::module_& module) {
@@ -109,7 +137,7 @@ void register_engine(py::module_& module) {
   py::class_<Engine, std::shared_ptr<Engine>>(module, "Engine", "One rank of a sharded model; see aliquot/engine.h.")
       .def(py::init(&make_engine), py::arg("units"), py::arg("communicator"), py::kw_only(), py::arg("stage"),
            py::arg("slots"), py::arg("ahead_bytes"), py::arg("poison"), py::arg("device"), py::arg("fp32_master"),
-           py::keep_alive<1, 3>(), released)
+           py::arg("gradients"), py::arg("transient"), py::keep_alive<1, 3>())
       .def(
           "pre_forward",
           [](Engine& self, std::size_t unit, Address stream) {
@@ -135,6 +163,7 @@ void register_engine(py::module_& module) {
           released)
       .def("in_the_way", &Engine::in_the_way)
       .def("hold", &Engine::hold)
+      .def("forget", &Engine::forget)
       .def("leave_backward", [](Engine& self, Address stream) { self.leave_backward(stream_at(stream)); })
       .def("finish_backward", &finish_backward, released)
       .def("set_groups", &Engine::set_groups, released)
@@ -188,7 +217,8 @@ void register_engine(py::module_& module) {
       .def(
           "numel", [](const Engine& self, std::size_t unit) { return self.layout(unit).numel(); },
           "Elements of the flat unit, padding included.")
-      .def("statistics", &Engine::statistics, released);
+      .def("statistics", &Engine::statistics, released)
+      .def("profile", &Engine::profile, py::arg("timeline"), "The timeline must stay until profile(None).");
 }
 
 }  // namespace aliquot::python

@@ -13,6 +13,7 @@ PYBIND11_MODULE(_core, module) {
   register_communicators(module);
   register_process_group(module);
   register_memory(module);
+  register_timeline(module);
   register_engine(module);
   module.def("thread_count", &thread_count, "Threads of this process that the kernels share.");
   module.def("set_thread_count", &set_thread_count, py::arg("count"));

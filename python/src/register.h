@@ -12,6 +12,7 @@ void register_errors(py::module_& module);
 void register_communicators(py::module_& module);
 void register_process_group(py::module_& module);
 void register_memory(py::module_& module);
+void register_timeline(py::module_& module);
 void register_engine(py::module_& module);
 
 }  // namespace aliquot::python

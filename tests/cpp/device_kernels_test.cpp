@@ -51,7 +51,7 @@ TEST(ReportShape, KeepsTheReportsOfAllRanksAligned) {
 
 TEST(DeviceKernels, SayThatABuildWithoutCudaHasNone) {
   if (built_with_cuda()) GTEST_SKIP() << "this build has them";
-  EXPECT_THROW(scale(nullptr, 0, nullptr, {}), DeviceError);
+  EXPECT_THROW(scale(nullptr, DType::fp32, 0, nullptr, {}), DeviceError);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@
 namespace aliquot::test {
 
 /// A transport with its one-sided half hidden: what the core sees of NCCL or of a process group.
-class TwoSided final : public Communicator {
+class TwoSided : public Communicator {
  public:
   explicit TwoSided(Communicator& inner)
       : Communicator(inner.rank(), inner.world_size(), inner.timeout()), inner_(inner) {}

@@ -17,6 +17,7 @@ using cuda::StepState;
 struct Form {
   DType dtype;
   Master master;
+  DType grad = DType::fp32;
 };
 
 /// Parameter 2 has no gradient, parameter 5 no group.
@@ -117,11 +118,12 @@ class CudaAdamW : public OnDeviceWith<Form> {
     const std::vector<Chunk> plan = cuda::chunks_of(layout_, held);
     const DeviceArray<Chunk> chunks(plan, stream());
     for (int step = 1; step <= 3; ++step) {
-      host.grad = numbers(held.size(), 10 + static_cast<std::uint32_t>(step));
-      const DeviceArray<float> grad(host.grad, stream(), offset);
+      host.grad = numbers(held.size(), 10 + static_cast<std::uint32_t>(step), GetParam().grad);
+      const std::vector<std::byte> grad_bytes = encoded(host.grad, GetParam().grad);
+      const DeviceArray<std::byte> grad(grad_bytes, stream(), offset * size_of(GetParam().grad));
       const DeviceArray<ParamScalars> scalars(all_scalars(step), stream());
       cuda::adamw({param.data(), GetParam().dtype, master_bytes.empty() ? nullptr : master.data(), GetParam().master,
-                   grad.data(), exp_avg.data(), exp_avg_sq.data()},
+                   grad.data(), GetParam().grad, exp_avg.data(), exp_avg_sq.data()},
                   chunks.data(), plan.size(), scalars.data(), state.data(), stream());
       if (!skip) step_on_host(host, layout_, held, step);
       const auto [expected_param, expected_master] = stored(host.master, GetParam());
@@ -130,7 +132,7 @@ class CudaAdamW : public OnDeviceWith<Form> {
       EXPECT_TRUE(same_bits(master.values(), expected_master)) << "step " << step;
       EXPECT_TRUE(same_bits(exp_avg.values(), host.exp_avg)) << "step " << step;
       EXPECT_TRUE(same_bits(exp_avg_sq.values(), host.exp_avg_sq)) << "step " << step;
-      EXPECT_TRUE(same_bits(grad.values(), host.grad)) << "step " << step;
+      EXPECT_TRUE(same_bits(grad.values(), grad_bytes)) << "step " << step;
     }
   }
 
@@ -157,28 +159,38 @@ TEST_P(CudaAdamW, TakesAnyAlignment) { expect_steps(1, 1, false); }
 
 TEST_P(CudaAdamW, TouchesNothingInASkippedStep) { expect_steps(1, 0, true); }
 
-constexpr std::array all_forms{Form{DType::fp32, Master::none}, Form{DType::bf16, Master::fp32},
-                               Form{DType::fp16, Master::fp32}, Form{DType::bf16, Master::low16}};
+constexpr std::array all_forms{Form{DType::fp32, Master::none},
+                               Form{DType::bf16, Master::fp32},
+                               Form{DType::fp16, Master::fp32},
+                               Form{DType::bf16, Master::low16},
+                               Form{DType::fp32, Master::none, DType::bf16},
+                               Form{DType::bf16, Master::fp32, DType::bf16},
+                               Form{DType::fp16, Master::fp32, DType::bf16},
+                               Form{DType::bf16, Master::low16, DType::bf16}};
 
 std::string name_of_case(const testing::TestParamInfo<Form>& info) {
   const std::array forms{"_alone", "_with_fp32_master", "_with_low16_master"};
-  return std::string(name_of(info.param.dtype)) + forms[static_cast<std::size_t>(info.param.master)];
+  return std::string(name_of(info.param.dtype)) + forms[static_cast<std::size_t>(info.param.master)] + "_" +
+         std::string(name_of(info.param.grad)) + "_gradient";
 }
 
 INSTANTIATE_TEST_SUITE_P(Forms, CudaAdamW, testing::ValuesIn(all_forms), name_of_case);
 
 using CudaAdamWArguments = OnDevice;
 
-TEST_F(CudaAdamWArguments, ArePairsThatExist) {
-  for (const Form form : {Form{DType::fp32, Master::low16}, Form{DType::fp32, Master::fp32},
-                          Form{DType::bf16, Master::none}, Form{DType::fp16, Master::low16}}) {
-    EXPECT_THROW(cuda::adamw({.dtype = form.dtype, .form = form.master}, nullptr, 0, nullptr, nullptr, stream()),
+TEST_F(CudaAdamWArguments, AreFormsThatExist) {
+  for (const Form form :
+       {Form{DType::fp32, Master::low16}, Form{DType::fp32, Master::fp32}, Form{DType::bf16, Master::none},
+        Form{DType::fp16, Master::low16}, Form{DType::fp32, Master::none, DType::fp16}}) {
+    EXPECT_THROW(cuda::adamw({.dtype = form.dtype, .form = form.master, .grad_dtype = form.grad}, nullptr, 0, nullptr,
+                             nullptr, stream()),
                  InvalidArgument);
   }
 }
 
 TEST_F(CudaAdamWArguments, MayBeAShardWithoutParameters) {
   cuda::adamw({}, nullptr, 0, nullptr, nullptr, stream());
+  cuda::adamw({.grad_dtype = DType::bf16}, nullptr, 0, nullptr, nullptr, stream());
   synchronize(stream());
 }
 

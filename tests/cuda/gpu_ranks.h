@@ -64,7 +64,9 @@ inline std::vector<Outcome> run_on_gpus(int world_size, const GpuBody& body,
 /// Bytes in a GPU's memory.
 class GpuBytes {
  public:
-  GpuBytes(Device device, std::size_t bytes) : memory_(device_memory(device)), buffer_(*memory_, bytes) {}
+  GpuBytes(Device device, std::size_t bytes) : GpuBytes(device_memory(device), bytes) {}
+  GpuBytes(std::unique_ptr<MemoryResource> memory, std::size_t bytes)
+      : memory_(std::move(memory)), buffer_(*memory_, bytes) {}
   GpuBytes(Device device, std::span<const std::byte> values, Stream stream) : GpuBytes(device, values.size()) {
     copy_async(data(), values.data(), values.size(), stream);
     synchronize(stream);

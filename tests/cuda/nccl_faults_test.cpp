@@ -5,8 +5,11 @@
 
 #include <chrono>
 #include <csignal>
+#include <functional>
+#include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "aliquot/error.h"
 #include "gpu_ranks.h"
@@ -24,8 +27,9 @@ constexpr std::size_t count = 1 << 20;
 /// A rank's memory for gathers, and for exchanges on another stream.
 struct Work {
   GpuRank& rank;
-  GpuBytes part{rank.device, count}, whole{rank.device, 2 * count};
-  GpuBytes gradients{rank.device, 2 * count}, pieces{rank.device, 2 * count};
+  std::function<std::unique_ptr<MemoryResource>(Device)> memory = device_memory;
+  GpuBytes part{memory(rank.device), count}, whole{memory(rank.device), 2 * count};
+  GpuBytes gradients{memory(rank.device), 2 * count}, pieces{memory(rank.device), 2 * count};
 
   void gather(const std::string& unit) {
     rank.communicator.all_gather({"gather", unit}, part.span(), whole.data(), rank.stream.get());
@@ -183,21 +187,52 @@ int gpus_that_a_fork_sees() {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 0;
 }
 
-TEST(NcclProcesses, AKilledRankIsNamedAndTheGpuIsFree) {
-  if (gpus_that_a_fork_sees() < 2) GTEST_SKIP() << "needs 2 GPUs, and to be the first test of its process";
-  const auto outcomes = run_processes(2, [](const KeyValueStore& store, int number) {
+/// Until an error ends it.
+void work_on(Work& work) {
+  for (int i = 0;; ++i) {
+    work.gather("blocks." + std::to_string(i));
+    work.exchange("blocks." + std::to_string(i));
+  }
+}
+
+void require_free(Work& work) {
+  synchronize(work.rank.stream.get());
+  synchronize(work.rank.other_stream.get());
+}
+
+/// \param registered  gathers go by copy engines
+void expect_that_a_killed_rank_is_named_and_the_gpu_free(bool registered) {
+  const auto outcomes = run_processes(2, [registered](const KeyValueStore& store, int number) {
     alarm(60);
-    live_on_gpu(make_shared_memory_communicator(store, "test", number, 2, patience), [](GpuRank& rank) {
-      Work work{rank};
+    live_on_gpu(make_shared_memory_communicator(store, "test", number, 2, patience), [registered](GpuRank& rank) {
+      Work work{rank, registered ? nccl_memory : device_memory};
+      std::vector<std::shared_ptr<void>> registrations;
+      for (const GpuBytes* piece : {&work.part, &work.whole, &work.gradients, &work.pieces}) {
+        if (registered) registrations.push_back(rank.communicator.register_memory(piece->span()));
+      }
       work.warm_up();
       if (rank.communicator.rank() == 1) raise(SIGKILL);
       tell_error_in_time<PeerLost>([&] {
-        for (int i = 0;; ++i) work.gather("blocks." + std::to_string(i)), work.exchange("blocks." + std::to_string(i));
+        const std::string message = error_of<PeerLost>([&] { work_on(work); });
+        require_free(work);
+        throw PeerLost(1, message);
       });
     });
   });
   EXPECT_EQ(outcomes[1].signal, SIGKILL);
   expect_each_says({outcomes[0]}, {"rank 1", "is gone"});
+}
+
+TEST(NcclProcesses, AKilledRankIsNamedAndTheGpuIsFree) {
+  if (gpus_that_a_fork_sees() < 2) GTEST_SKIP() << "needs 2 GPUs, and to be the first test of its process";
+  expect_that_a_killed_rank_is_named_and_the_gpu_free(false);
+}
+
+// Not kept by NCCL 2.28: its copy engines wait for a peer by an operation of the stream, which no abort ends. Hence
+// memory is not registered by default.
+TEST(NcclProcesses, DISABLED_AKilledRankIsNamedWhereMemoryIsRegistered) {
+  if (gpus_that_a_fork_sees() < 2) GTEST_SKIP() << "needs 2 GPUs, and to be the first test of its process";
+  expect_that_a_killed_rank_is_named_and_the_gpu_free(true);
 }
 
 }  // namespace

@@ -159,6 +159,7 @@ TEST_P(NcclCollectives, RegisteredMemoryGivesTheSame) {
     const std::size_t place = (count() + 4095) / 4096 * 4096;
     const Buffer whole(*memory, 3 * place, stream);
     const auto registered = rank.communicator.register_memory({whole.data(), whole.bytes()});
+    require(registered != nullptr, "this NCCL registers nothing");
     const auto part = bytes_of(rank.communicator.rank(), count());
     copy_async(whole.data() + 2 * place, part.data(), count(), stream);
     rank.communicator.all_gather({"gather", "unit"}, {whole.data() + 2 * place, count()}, whole.data(), stream);
@@ -168,6 +169,7 @@ TEST_P(NcclCollectives, RegisteredMemoryGivesTheSame) {
     const auto expected =
         on_host(2 * count(), [&](std::byte* to) { rank.communicator.host().all_gather({"gather", "unit"}, part, to); });
     require(got == expected, "other bytes");
+    rank.communicator.exchange({"pieces", "unit"}, whole.data(), whole.data() + 2 * place, count() / 2, stream);
     rank.communicator.barrier({"before it is given back", ""});
   }));
 }

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <tuple>
 
 #include "aliquot/device_kernels.h"
@@ -31,12 +32,12 @@ void expect_statistics(const DeviceStatistics& actual, const std::vector<float>&
 
 class CudaStatistics : public OnDeviceWith<std::size_t> {
  protected:
-  DeviceStatistics on_device(const std::vector<float>& data, std::size_t offset = 0) {
-    const DeviceArray<float> array(data, stream(), offset);
+  DeviceStatistics on_device(const std::vector<float>& data, std::size_t offset = 0, DType dtype = DType::fp32) {
+    const DeviceArray<std::byte> array(encoded(data, dtype), stream(), offset * size_of(dtype));
     const DeviceArray<DeviceStatistics> result = one_of(DeviceStatistics{-1, 99, 99}, stream());
     const DeviceArray<std::byte> space = workspace(stream());
-    cuda::grad_statistics(array.data(), data.size(), result.data(), space.data(), stream());
-    EXPECT_TRUE(same_bits(array.values(), data));
+    cuda::grad_statistics(array.data(), dtype, data.size(), result.data(), space.data(), stream());
+    EXPECT_TRUE(same_bits(array.values(), encoded(data, dtype)));
     return result.values()[0];
   }
 };
@@ -57,6 +58,20 @@ TEST_P(CudaStatistics, DoNotDependOnTheAlignment) {
   EXPECT_EQ(on_device(data, 0), on_device(data, 1));
 }
 
+TEST_P(CudaStatistics, GiveInBf16TheBitsOfFp32) {
+  constexpr float largest = 0x1.FEp127F, smallest = 0x1p-133F;
+  std::vector<float> data = numbers(GetParam(), 8, DType::bf16);
+  const std::vector<float> specials{0.0F, -0.0F, smallest, -smallest, largest, -largest};
+  for (std::size_t i = 0; i < data.size(); i += 7) data[i] = specials[i / 7 % specials.size()];
+  for (const std::size_t bad : {0, 1, 2}) {
+    for (std::size_t i = 0; i < std::min(bad, data.size()); ++i)
+      data[data.size() / (i + 2)] = i == 0 ? infinity : quiet_nan;
+    const DeviceStatistics in_fp32 = on_device(data);
+    expect_statistics(in_fp32, data);
+    for (const std::size_t offset : {0, 1}) EXPECT_EQ(on_device(data, offset, DType::bf16), in_fp32) << bad << " bad";
+  }
+}
+
 TEST_P(CudaStatistics, TakeTheLargestNumbers) {
   const std::vector<float> data(GetParam(), -3.4e38F);
   expect_statistics(on_device(data), data);
@@ -74,7 +89,7 @@ TEST_F(CudaStatisticsAgain, GivesTheSameBits) {
   const DeviceArray<DeviceStatistics> results(std::vector<DeviceStatistics>(400), stream());
   for (std::size_t i = 0; i < 400; ++i) {
     const std::size_t count = i % 2 == 0 ? data.size() : 1000 + i;  // grids of different sizes, one after the other
-    cuda::grad_statistics(array.data(), count, results.data() + i, space.data(), stream());
+    cuda::grad_statistics(array.data(), DType::fp32, count, results.data() + i, space.data(), stream());
   }
   const std::vector<DeviceStatistics> values = results.values();
   for (std::size_t i = 0; i < 400; i += 2) ASSERT_EQ(values[i], values[0]) << i;
@@ -83,42 +98,62 @@ TEST_F(CudaStatisticsAgain, GivesTheSameBits) {
   }
 }
 
-using CudaReduce = OnDeviceWith<std::tuple<DType, int>>;
+// Long enough that every thread loads as many quads at a time as it ever does, and then fewer and fewer.
+TEST_F(CudaStatisticsAgain, GivesInBf16TheBitsOfFp32WhereThreadsLoadMost) {
+  const std::vector<float> data = numbers(34'000'001, 9, DType::bf16);
+  const DeviceArray<float> in_fp32(data, stream());
+  const DeviceArray<std::byte> in_bf16(encoded(data, DType::bf16), stream());
+  const DeviceArray<std::byte> space = workspace(stream());
+  const DeviceArray<DeviceStatistics> results(std::vector<DeviceStatistics>(2), stream());
+  cuda::grad_statistics(in_fp32.data(), DType::fp32, data.size(), results.data(), space.data(), stream());
+  cuda::grad_statistics(in_bf16.data(), DType::bf16, data.size(), results.data() + 1, space.data(), stream());
+  expect_statistics(results.values()[0], data);
+  EXPECT_EQ(results.values()[1], results.values()[0]);
+}
+
+/// What the parts are in, and what the result.
+struct Types {
+  DType parts;
+  DType result;
+};
+
+using CudaReduce = OnDeviceWith<std::tuple<Types, int>>;
 
 struct Outcome {
-  std::vector<float> result;
+  std::vector<std::byte> result;
   DeviceStatistics statistics;
   DeviceStatistics of_result;  ///< the same by grad_statistics
 };
 
-Outcome reduce_on_device(const std::vector<std::vector<float>>& parts, DType dtype, const std::vector<float>& before,
+Outcome reduce_on_device(const std::vector<std::vector<float>>& parts, Types types, const std::vector<float>& before,
                          Accumulate accumulate, std::size_t offset, Stream stream) {
   std::vector<DeviceArray<std::byte>> arrays;
   std::vector<const void*> pointers;
   for (const std::vector<float>& part : parts) {
-    arrays.emplace_back(encoded(part, dtype), stream, offset * size_of(dtype));
+    arrays.emplace_back(encoded(part, types.parts), stream, offset * size_of(types.parts));
     pointers.push_back(arrays.back().data());
   }
-  const DeviceArray<float> result(before, stream, offset);
+  const DeviceArray<std::byte> result(encoded(before, types.result), stream, offset * size_of(types.result));
   const DeviceArray<DeviceStatistics> statistics(std::vector<DeviceStatistics>(2), stream);
   const DeviceArray<std::byte> space = workspace(stream);
   const float factor = 1.0F / static_cast<float>(parts.size());
-  cuda::reduce(pointers, dtype, factor, result.data(), before.size(), accumulate, statistics.data(), space.data(),
-               stream);
-  cuda::grad_statistics(result.data(), before.size(), statistics.data() + 1, space.data(), stream);
+  cuda::reduce(pointers, types.parts, factor, result.data(), types.result, before.size(), accumulate, statistics.data(),
+               space.data(), stream);
+  cuda::grad_statistics(result.data(), types.result, before.size(), statistics.data() + 1, space.data(), stream);
   return {result.values(), statistics.values()[0], statistics.values()[1]};
 }
 
-void expect_reduced(const std::vector<std::vector<float>>& parts, DType dtype, Accumulate accumulate,
+void expect_reduced(const std::vector<std::vector<float>>& parts, Types types, Accumulate accumulate,
                     std::size_t offset, Stream stream) {
-  const std::vector<float> before = numbers(parts[0].size(), 77);
+  const std::vector<float> before = numbers(parts[0].size(), 77, types.result);
   std::vector<float> expected = before;
   std::vector<const float*> pointers;
   for (const std::vector<float>& part : parts) pointers.push_back(part.data());
   reduce(pointers, 1.0F / static_cast<float>(parts.size()), expected, accumulate);
+  for (float& value : expected) value = representable(value, types.result);
 
-  const Outcome actual = reduce_on_device(parts, dtype, before, accumulate, offset, stream);
-  EXPECT_TRUE(same_bits(actual.result, expected));
+  const Outcome actual = reduce_on_device(parts, types, before, accumulate, offset, stream);
+  EXPECT_TRUE(same_bits(actual.result, encoded(expected, types.result)));
   expect_statistics(actual.statistics, expected);
   EXPECT_EQ(actual.statistics, actual.of_result);
 }
@@ -130,54 +165,98 @@ std::vector<std::vector<float>> parts_of(int count, std::size_t numel, DType dty
 }
 
 TEST_P(CudaReduce, AddsInTheOrderOfTheRanks) {
-  const auto [dtype, ranks] = GetParam();
+  const auto [types, ranks] = GetParam();
   for (const std::size_t count : {0, 1, 5, 1024, 100'003}) {
     for (const Accumulate accumulate : {Accumulate::no, Accumulate::yes}) {
       for (const std::size_t offset : {0, 1}) {
         SCOPED_TRACE(testing::Message() << count << " elements, offset " << offset);
-        expect_reduced(parts_of(ranks, count, dtype), dtype, accumulate, offset, stream());
+        expect_reduced(parts_of(ranks, count, types.parts), types, accumulate, offset, stream());
       }
     }
   }
 }
 
 TEST_P(CudaReduce, ReportsWhatIsNotFinite) {
-  const auto [dtype, ranks] = GetParam();
-  std::vector<std::vector<float>> parts = parts_of(ranks, 5000, dtype);
+  const auto [types, ranks] = GetParam();
+  std::vector<std::vector<float>> parts = parts_of(ranks, 5000, types.parts);
   parts.back()[4321] = infinity;
   parts.front()[4999] = infinity;
-  const Outcome outcome = reduce_on_device(parts, dtype, std::vector<float>(5000), Accumulate::yes, 0, stream());
+  const Outcome outcome = reduce_on_device(parts, types, std::vector<float>(5000), Accumulate::yes, 0, stream());
   EXPECT_EQ(outcome.statistics.non_finite, 2U);
   EXPECT_EQ(outcome.statistics.first_bad, 4321U);
 }
 
-std::string name_of_case(const testing::TestParamInfo<std::tuple<DType, int>>& info) {
-  return std::string(name_of(std::get<0>(info.param))) + "_" + std::to_string(std::get<1>(info.param)) + "_ranks";
+std::string name_of_case(const testing::TestParamInfo<std::tuple<Types, int>>& info) {
+  const auto [types, ranks] = info.param;
+  return std::string(name_of(types.parts)) + "_to_" + std::string(name_of(types.result)) + "_" + std::to_string(ranks) +
+         "_ranks";
 }
 
+constexpr std::array all_types{Types{DType::fp32, DType::fp32}, Types{DType::bf16, DType::fp32},
+                               Types{DType::fp16, DType::fp32}, Types{DType::fp32, DType::bf16},
+                               Types{DType::bf16, DType::bf16}, Types{DType::fp16, DType::bf16}};
+
 INSTANTIATE_TEST_SUITE_P(Worlds, CudaReduce,
-                         testing::Combine(testing::Values(DType::fp32, DType::bf16, DType::fp16),
-                                          testing::Values(1, 2, 3, 8, 9, 21)),
+                         testing::Combine(testing::ValuesIn(all_types), testing::Values(1, 2, 3, 8, 9, 21)),
                          name_of_case);
+
+using CudaReduceToBf16 = OnDevice;
+
+// 1 + 2^-8 is half-way between bf16 numbers. Rounded to a bf16 of its own first, the sum would leave 1 as it is.
+TEST_F(CudaReduceToBf16, RoundsOnce) {
+  const Outcome outcome = reduce_on_device({{0x1p-8F}, {0x1p-8F + 0x1p-20F}}, {DType::fp32, DType::bf16}, {1.0F},
+                                           Accumulate::yes, 0, stream());
+  EXPECT_EQ(outcome.result, encoded({1 + 0x1p-7F}, DType::bf16));
+  EXPECT_EQ(outcome.statistics.square_sum, (1 + 0x1p-7) * (1 + 0x1p-7));
+}
+
+TEST_F(CudaReduceToBf16, TakesTiesToTheEvenOne) {
+  const Outcome outcome =
+      reduce_on_device({{1 + 0x1p-8F, 1 + 0x3p-8F}}, {DType::fp32, DType::bf16}, {0, 0}, Accumulate::no, 0, stream());
+  EXPECT_EQ(outcome.result, encoded({1.0F, 1 + 0x1p-6F}, DType::bf16));
+}
+
+// The statistics are of what is stored, though the sum itself was finite.
+TEST_F(CudaReduceToBf16, ReportsWhatRoundsToInfinity) {
+  std::vector<float> part(6, 1.0F);
+  part[1] = 3.4e38F;
+  part[4] = quiet_nan;
+  for (const std::size_t offset : {0, 1}) {
+    const Outcome outcome =
+        reduce_on_device({part}, {DType::fp32, DType::bf16}, std::vector<float>(6), Accumulate::yes, offset, stream());
+    EXPECT_EQ(outcome.result, encoded({1, infinity, 1, 1, quiet_nan, 1}, DType::bf16));
+    EXPECT_EQ(outcome.statistics, (DeviceStatistics{4, 2, 1}));
+    EXPECT_EQ(outcome.of_result, outcome.statistics);
+  }
+}
 
 using CudaReduceLarge = OnDevice;
 
 TEST_F(CudaReduceLarge, IsLongerThanTheGrid) {
-  expect_reduced(parts_of(2, 9'000'001, DType::bf16), DType::bf16, Accumulate::yes, 0, stream());
-  expect_reduced(parts_of(3, 5'000'000, DType::fp32), DType::fp32, Accumulate::no, 0, stream());
+  using enum DType;
+  expect_reduced(parts_of(2, 17'000'001, bf16), {bf16, fp32}, Accumulate::yes, 0, stream());
+  expect_reduced(parts_of(3, 5'000'000, fp32), {fp32, fp32}, Accumulate::no, 0, stream());
+  expect_reduced(parts_of(2, 17'000'001, bf16), {bf16, bf16}, Accumulate::yes, 0, stream());
 }
 
 TEST_F(CudaReduceLarge, TakesAThousandRanks) {
-  expect_reduced(parts_of(cuda::max_parts, 33, DType::bf16), DType::bf16, Accumulate::no, 0, stream());
+  expect_reduced(parts_of(cuda::max_parts, 33, DType::bf16), {DType::bf16, DType::fp32}, Accumulate::no, 0, stream());
 }
 
 TEST_F(CudaReduceLarge, RefusesNoneAndTooMany) {
   const auto with = [&](std::size_t parts) {
     const std::vector<const void*> pointers(parts);
-    cuda::reduce(pointers, DType::fp32, 1, nullptr, 0, Accumulate::no, nullptr, nullptr, stream());
+    cuda::reduce(pointers, DType::fp32, 1, nullptr, DType::fp32, 0, Accumulate::no, nullptr, nullptr, stream());
   };
   EXPECT_THROW(with(0), InvalidArgument);
   EXPECT_THROW(with(cuda::max_parts + 1), InvalidArgument);
+}
+
+TEST_F(CudaReduceLarge, KeepsNoGradientInFp16) {
+  const std::vector<const void*> part(1);
+  EXPECT_THROW(cuda::reduce(part, DType::fp16, 1, nullptr, DType::fp16, 0, Accumulate::no, nullptr, nullptr, stream()),
+               InvalidArgument);
+  EXPECT_THROW(cuda::grad_statistics(nullptr, DType::fp16, 0, nullptr, nullptr, stream()), InvalidArgument);
 }
 
 }  // namespace

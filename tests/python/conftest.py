@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-pytest.register_assert_rewrite("training", "refusals")
+pytest.register_assert_rewrite("training", "traces", "refusals")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

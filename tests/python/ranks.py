@@ -92,6 +92,15 @@ class Ranks:
             self._ranks[rank].process.join()
             return False, f"died with exit code {self._ranks[rank].process.exitcode}"
 
+    def exit_codes(self, timeout: float) -> list[int | None]:
+        """Lets the ranks go, and says how their processes ended; None for one that did not in time."""
+        deadline = time.monotonic() + timeout
+        for r in self._ranks:
+            r.pipe.close()
+        for r in self._ranks:
+            r.process.join(max(0.0, deadline - time.monotonic()))
+        return [r.process.exitcode for r in self._ranks]
+
     def end(self) -> None:
         for r in self._ranks:
             r.process.kill()

@@ -16,7 +16,8 @@ host never waits between steps. A step lasts as long as its slowest rank; ratios
 Memory is that of the rank that holds most, over all steps: `alloc` and `resrv` are what torch's allocator gave out
 and kept (Aliquot's arenas added to both), `in use` is the whole device, with NCCL and the CUDA context.
 `host` is what the host needs to enqueue a step when the GPU is never the slower one (windows of 16 tokens); `f us` and
-`b us` what that is per unit in forward and in backward, less the floor's. A `~` marks figures where the GPU needed
+`b us` what the library's code adds to that per unit in forward and in backward: what Aliquot counts in its hooks, and
+for others the difference to the floor. A `~` marks figures where the GPU needed
 longer than the host all the same (large models: gathers), so that the host may have been held back.
 
 Verified before it counts: a contender whose first losses or gradient norms disagree is reported so, without times.
@@ -52,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--warmup", type=int, help="steps that are verified but not timed (6)")
     parser.add_argument("--steps", type=int, help="steps that are timed, per contender and round (20; curve: 200)")
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--lr", type=float, help="rows: 1e-5, at which 7b does not diverge; curve: 3e-4")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=150, help="seconds that one contender may take")
     parser.add_argument(

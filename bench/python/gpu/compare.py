@@ -53,8 +53,9 @@ def measure(args: argparse.Namespace, log: Console) -> Runs:
 
 
 def run_one(args: argparse.Namespace, row: Row, name: str, done: dict[str, list[Run]], log: Console, title: str) -> Run:
+    rate = args.lr or (3e-4 if args.curve else 1e-5)
     job = Job(
-        contender=name, row=row, warmup=args.warmup, steps=args.steps, seed=args.seed, lr=args.lr,
+        contender=name, row=row, warmup=args.warmup, steps=args.steps, seed=args.seed, lr=rate,
         device=args.device, precision=args.precision, text=args.curve,
     )  # fmt: skip
     start = time.monotonic()

@@ -103,9 +103,16 @@ def aliquot(job: Job, *, stage: int) -> Contender:
         return optimizer.grad_norm
 
     def arenas() -> int:
-        return sum(aliquot.stats(model).bytes.values()) if job.device == "cuda" else 0
+        held = aliquot.stats(model).bytes
+        if stage >= 2:
+            held.pop("grad")  # sharded gradients lie in torch's allocator
+        return sum(held.values()) if job.device == "cuda" else 0
 
-    return Contender(model, torch.autograd.backward, update, len(sharded(model).units), arenas)
+    def hooks() -> tuple[float, float]:
+        times = aliquot.stats(model).times
+        return times["forward"], times["backward"]
+
+    return Contender(model, torch.autograd.backward, update, len(sharded(model).units), arenas, hooks)
 
 
 def _deepspeed(job: Job, *, stage: int) -> Contender:

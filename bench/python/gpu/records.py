@@ -56,12 +56,14 @@ class HostTimes:
 
     `waited`: how long the host then stood still until the GPU was done, over all parts. Where that is more than the
     host's own time, the host may have been held back by a full launch queue, and the figures are too large.
+    `hooks`: what the library itself counted of forward and backward, where it does.
     """
 
     forward: float
     backward: float
     update: float
     waited: float
+    hooks: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

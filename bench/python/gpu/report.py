@@ -66,9 +66,11 @@ def _ratio(runs: list[Run], base: list[Run]) -> float | None:
 
 
 def _per_unit(run: Run, floor: list[Run]) -> dict[str, float]:
+    units = run.ranks[0].units
+    if hooks := run.ranks[0].host.hooks:
+        return {part: seconds / units for part, seconds in zip(("forward", "backward"), hooks, strict=True)}
     if not floor or floor[0].failure:
         return {}
-    units = run.ranks[0].units
     return {part: (run.host(part) - floor[0].host(part)) / units for part in ("forward", "backward")}
 
 

@@ -90,8 +90,8 @@ class Communicator {
   virtual void require_intact();
 
   /// Tells the transport of memory that collectives will use again and again, so that it may move it faster.
-  /// Collective: every rank calls it, in the same order, with the same size. Keep the result as long as the memory;
-  /// null where there is nothing to gain.
+  /// Collective: every rank calls it, in the same order, with the same size. Keep the result as long as the memory, and
+  /// no longer than the communicator; null where there is nothing to gain.
   [[nodiscard]] virtual std::shared_ptr<void> register_memory(std::span<std::byte>) { return nullptr; }
 
   /// Says that this rank is done, as its destructor does: peers that wait for it fail with PeerLost, others go on. No

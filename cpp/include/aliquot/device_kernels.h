@@ -36,8 +36,9 @@ void cast(const void* from, DType from_dtype, void* to, DType to_dtype, std::siz
 /// Every element becomes NaN.
 void fill_nan(void* data, DType dtype, std::size_t count, Stream stream);
 
-/// data[i] *= *factor: a factor worked out on the device never visits the host.
-void scale(float* data, std::size_t count, const float* factor, Stream stream);
+/// data[i] *= *factor, in fp32, rounded to nearest even: a factor worked out on the device never visits the host.
+/// \throws InvalidArgument if the gradients are neither fp32 nor bf16; so do all that follow
+void scale(void* data, DType dtype, std::size_t count, const float* factor, Stream stream);
 
 /// GradStatistics on the device, and where the trouble begins.
 struct DeviceStatistics {
@@ -53,13 +54,15 @@ struct DeviceStatistics {
 /// Bytes of workspace, whatever the count. Zero it once; then any number of calls may use it, one after the other.
 std::size_t reduce_workspace_bytes();
 
-/// result (+)= factor * (parts[0] + parts[1] + ...), in this order, in fp32; statistics of the new result. `parts`
-/// (host memory; at least one, at most max_parts) point to `count` elements each.
+/// result (+)= factor * (parts[0] + parts[1] + ...), in this order, in fp32, then rounded to nearest even once;
+/// statistics of the new result as it is stored. `parts` (host memory; at least one, at most max_parts) point to
+/// `count` elements each.
 inline constexpr std::size_t max_parts = 1024;
-void reduce(std::span<const void* const> parts, DType dtype, float factor, float* result, std::size_t count,
-            Accumulate accumulate, DeviceStatistics* statistics, void* workspace, Stream stream);
+void reduce(std::span<const void* const> parts, DType dtype, float factor, void* result, DType result_dtype,
+            std::size_t count, Accumulate accumulate, DeviceStatistics* statistics, void* workspace, Stream stream);
 
-void grad_statistics(const float* data, std::size_t count, DeviceStatistics* statistics, void* workspace,
+/// bf16 gives the bits that the same values give in fp32; both give what reduce() leaves.
+void grad_statistics(const void* data, DType dtype, std::size_t count, DeviceStatistics* statistics, void* workspace,
                      Stream stream);
 
 /// What the ranks tell one another before a step: DeviceStatistics of each unit, then one byte per parameter of all
@@ -136,14 +139,15 @@ struct AdamWArrays {
   DType dtype = DType::fp32;  ///< fp32 with Master::none, bf16 or fp16 with Master::fp32, bf16 with Master::low16
   void* master = nullptr;     ///< float* or std::uint16_t*, as `form` says
   Master form = Master::none;
-  float* grad = nullptr;
+  const void* grad = nullptr;
+  DType grad_dtype = DType::fp32;  ///< or bf16
   float* exp_avg = nullptr;
   float* exp_avg_sq = nullptr;
 };
 
 /// adamw() of kernels.h over a unit, in one pass: elements of `chunks` whose parameter is stepped, unless the step is
 /// skipped; all others are left alone. `scalars`: of this unit's parameters.
-/// \throws InvalidArgument for another pair of dtype and form
+/// \throws InvalidArgument for another pair of dtype and form, or another grad_dtype
 void adamw(const AdamWArrays& arrays, const Chunk* chunks, std::size_t chunk_count, const ParamScalars* scalars,
            const StepState* state, Stream stream);
 

@@ -18,13 +18,15 @@
 #include "aliquot/optimizer.h"
 #include "aliquot/reducer.h"
 #include "aliquot/shard_store.h"
+#include "aliquot/timeline.h"
 
 namespace aliquot {
 
 struct EngineOptions {
   Stage stage{3};
   GathererOptions gatherer;
-  MasterForm master = MasterForm::low16;
+  StoreOptions store;
+  bool register_memory = false;  ///< planned_memory() comes from the transport, where that has memory of its own
 };
 
 /// The gradients of all ranks since the last clear_gradients(), the same on every rank.
@@ -47,7 +49,8 @@ struct EngineStatistics {
 class DeviceReducer;
 class DeviceAdamW;
 
-/// Memory of `device` for one engine with these arguments: all that it will hold, in one piece.
+/// Memory of `device` for one engine with these arguments: all that it will hold, but for an optimizer's tables, in
+/// one piece. Collective, and outlived by `communicator`, if options.register_memory.
 /// \throws OutOfMemory, with the figures, if it can't be had; DeviceError
 std::unique_ptr<MemoryResource> planned_memory(const std::vector<UnitSpec>& units, Communicator& communicator,
                                                const EngineOptions& options, Device device);
@@ -75,6 +78,8 @@ class Engine {
   /// The other unit that is gathered where `unit` must land for its backward, if any: pre_backward would throw. Give
   /// that one back first where its backward is over.
   std::optional<std::size_t> in_the_way(std::size_t unit) const { return gatherer_.in_the_way(unit); }
+  /// Somebody wrote to the gathered unit: it is gathered anew next time.
+  void forget(std::size_t unit) { gatherer_.forget(unit); }
   /// Keeps a gathered unit until step() or reset(): its backward builds a graph that reads the parameters again.
   void hold(std::size_t unit);
   /// Gives the unit back, and its gradients to the reducer. An empty `gradients`: they come later, at the latest with
@@ -120,6 +125,10 @@ class Engine {
   /// The full unit into `whole`, Layout::numel() elements of its dtype.
   void read(std::size_t unit, void* whole, Stream stream = {});
 
+  /// From here on what the engine does is on `timeline`, which stays until profile(nullptr). \throws InvalidArgument if
+  /// it is on another
+  void profile(Timeline* timeline);
+
   const Layout& layout(std::size_t unit) const { return store_.layout(unit); }
   std::size_t unit_count() const { return store_.unit_count(); }
   const ShardStore& store() const { return store_; }
@@ -141,6 +150,7 @@ class Engine {
   std::vector<bool> graph_;        ///< a backward of this unit is expected
   std::vector<bool> in_backward_;  ///< acquired by pre_backward
   std::vector<bool> held_;
+  Timeline* timeline_ = nullptr;
   double step_seconds_ = 0;
   StepCounts counts_;  ///< on CPUs
 };

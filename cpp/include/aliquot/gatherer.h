@@ -12,6 +12,7 @@
 #include "aliquot/shard_store.h"
 #include "aliquot/slots.h"
 #include "aliquot/streams.h"
+#include "aliquot/timeline.h"
 
 namespace aliquot {
 
@@ -49,6 +50,8 @@ class Gatherer {
   const std::byte* acquire(std::size_t unit, Pass pass, Slots::Home home, Stream stream = {});
   /// `stream` has been given all work that reads the unit.
   void release(std::size_t unit, Stream stream = {});
+  /// What the unit's slot holds is not to be used again.
+  void forget(std::size_t unit);
   /// Acquires once more what is live already.
   void hold(std::size_t unit);
   /// The other unit that is live where `unit` must land, if any.
@@ -64,6 +67,8 @@ class Gatherer {
   /// Every owner's shard of the present version into `whole`, numel() elements, which may be the unit's own block.
   void fetch(std::size_t unit, Role role, std::byte* whole, Stream stream = {});
 
+  /// From here on gathers, and waits for them, are on `timeline`, if there is one.
+  void profile(Timeline* timeline) { timeline_ = timeline; }
   /// True if units are copied to slots, which later units overwrite.
   bool uses_slots() const;
   std::size_t slot_bytes() const { return slots_.bytes(); }
@@ -87,6 +92,7 @@ class Gatherer {
   std::uint32_t version_ = 0;
   std::uint32_t seen_version_ = 0;
   GatherStatistics statistics_;
+  Timeline* timeline_ = nullptr;
 };
 
 }  // namespace aliquot

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <utility>
 
 #include "aliquot/device.h"
@@ -37,8 +38,8 @@ std::unique_ptr<MemoryResource> pinned_memory();
 /// \throws DeviceError if there is no such device
 std::unique_ptr<MemoryResource> device_memory(Device device);
 
-/// One piece of a device's memory, planned beforehand and handed out from its beginning. What is given back is free
-/// again when the arena dies.
+/// One piece of memory, planned beforehand and handed out from its beginning. What is given back is free again when the
+/// arena dies.
 class DeviceArena final : public MemoryResource {
  public:
   /// What a piece takes is rounded up to this.
@@ -47,20 +48,25 @@ class DeviceArena final : public MemoryResource {
 
   /// \param capacity  the sum of planned() of all pieces
   /// \throws OutOfMemory, with what is wanted and what is there; DeviceError if there is no such device
-  DeviceArena(Device device, std::size_t capacity);
+  DeviceArena(Device device, std::size_t capacity) : DeviceArena(device_memory(device), capacity) {}
+  /// All of it comes from `source`. \throws as source->allocate
+  DeviceArena(std::unique_ptr<MemoryResource> source, std::size_t capacity);
   ~DeviceArena() override;
 
   void* allocate(std::size_t bytes, std::size_t alignment, Stream stream) override;
   void deallocate(void*, std::size_t, Stream) noexcept override {}
-  Device device() const noexcept override { return device_; }
-  std::size_t capacity() const noexcept { return capacity_; }
+  Device device() const noexcept override { return source_->device(); }
+  std::size_t capacity() const noexcept { return whole_.size(); }
   std::size_t used() const;
-  bool owns(const void* pointer) const noexcept { return begin_ <= pointer && pointer < begin_ + capacity_; }
+  bool owns(const void* pointer) const noexcept {
+    return whole_.data() <= pointer && pointer < whole_.data() + whole_.size();
+  }
+  /// All of it, handed out or not.
+  std::span<std::byte> whole() const noexcept { return whole_; }
 
  private:
-  Device device_;
-  std::size_t capacity_;
-  std::byte* begin_ = nullptr;
+  std::unique_ptr<MemoryResource> source_;
+  std::span<std::byte> whole_;
   mutable std::mutex mutex_;
   std::size_t used_ = 0;
 };

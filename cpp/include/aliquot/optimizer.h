@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "aliquot/shard_store.h"
+#include "aliquot/timeline.h"
 
 namespace aliquot {
 
@@ -59,6 +60,9 @@ class AdamW {
   /// \param grad_scale  multiplies every gradient: the clip factor
   void step(std::span<const AdamWGroup> groups, const Presence& present, float grad_scale);
 
+  /// From here on each unit's update is on `timeline`, if there is one.
+  void profile(Timeline* timeline) { timeline_ = timeline; }
+
   std::int64_t steps(std::size_t unit, std::size_t param) const { return steps_.at(unit).at(param); }
 
  private:
@@ -68,6 +72,7 @@ class AdamW {
   ShardStore& store_;
   Grouping grouping_;
   std::vector<std::vector<std::int64_t>> steps_;
+  Timeline* timeline_ = nullptr;
 };
 
 /// What the gradients multiply with so that their norm is at most `max_norm`: max_norm / (norm + 1e-6), at most 1

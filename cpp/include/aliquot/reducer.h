@@ -13,6 +13,7 @@
 #include "aliquot/communicator.h"
 #include "aliquot/kernels.h"
 #include "aliquot/shard_store.h"
+#include "aliquot/timeline.h"
 
 namespace aliquot {
 
@@ -66,6 +67,8 @@ class Reducer {
   /// Multiplies the gradients in the store.
   void scale_all(float factor, Stream stream = {});
 
+  /// From here on what it does is on `timeline`, if there is one.
+  void profile(Timeline* timeline) { timeline_ = timeline; }
   std::size_t outbox_bytes() const;
   const ReduceStatistics& reduce_statistics() const { return statistics_; }
 
@@ -82,6 +85,7 @@ class Reducer {
   void accumulate(std::size_t unit, const std::vector<const float*>& shards);
   void note(std::size_t unit, const Gradients& gradients);
 
+  float* take_box(std::size_t unit);
   bool offer_one_sided(std::size_t unit, const Gradients& gradients);
   void finish_one_sided(const Left& left);
   void sum_what_is_ready();
@@ -99,6 +103,7 @@ class Reducer {
   Buffer outbox_;                       ///< two-sided ones: a full unit,
   Buffer sums_;                         ///< and this rank's part of its sum
   ReduceStatistics statistics_;
+  Timeline* timeline_ = nullptr;
 };
 
 }  // namespace aliquot

@@ -4,7 +4,9 @@
 
 #include <array>
 #include <cstddef>
+#include <functional>
 #include <map>
+#include <memory>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -27,6 +29,17 @@ enum class MasterForm {
   fp32,   ///< Role::master
 };
 
+/// Uninitialized memory, ordered on a stream, for what lives only during a part of a step: from an allocator that the
+/// rest of the program uses too, so that it is the same memory that held activations before.
+using TransientMemory = std::function<std::shared_ptr<std::byte>(std::size_t bytes, Stream stream)>;
+
+/// How 16-bit units are kept, and where gradients lie; fp32 units have fp32 gradients and no master.
+struct StoreOptions {
+  MasterForm master = MasterForm::low16;
+  DType gradients = DType::fp32;  ///< of the stored gradient; sums are taken in fp32 and rounded to it once
+  TransientMemory transient;      ///< where sharded gradients come from, on a device; none: they are held always
+};
+
 /// How much of a unit a rank holds.
 enum class Extent { shard, whole };
 
@@ -36,21 +49,26 @@ class ShardStore {
  public:
   /// Collective over one-sided transports. \throws OutOfMemory
   ShardStore(std::vector<UnitSpec> units, Stage stage, Communicator& communicator, MemoryResource& memory,
-             MasterForm master = MasterForm::low16);
+             StoreOptions options = {});
 
   std::size_t unit_count() const { return layouts_.size(); }
   const Layout& layout(std::size_t unit) const { return layouts_.at(unit); }
   Stage stage() const { return stage_; }
-  MasterForm master_form() const { return master_; }
+  MasterForm master_form() const { return options_.master; }
   Extent extent(Role role) const;
   /// False for the gradients and states of a unit that does not train, and for the master of an fp32 one.
   bool holds(std::size_t unit, Role role) const;
+  /// Of the gradient in the store.
+  DType gradient_dtype(std::size_t unit) const;
   /// Bytes of an element.
   std::size_t width(std::size_t unit, Role role) const;
   /// What this rank holds: width() times shard_numel() where the extent is a shard, else times numel().
   std::span<std::byte> bytes_of(std::size_t unit, Role role) const;
   /// This rank's shard, wherever it lies.
   std::span<std::byte> own_bytes(std::size_t unit, Role role) const;
+
+  /// What of `range` of the flat unit this rank holds.
+  std::span<std::byte> held_bytes(std::size_t unit, Role role, Range range) const;
 
   // The same as fp32, for units and roles that are.
 
@@ -67,15 +85,25 @@ class ShardStore {
   /// Sharded parameters of all ranks side by side, read as the full unit where it lies; one-sided transports only.
   std::span<float> mapped(std::size_t unit) const;
 
-  /// Bytes of this rank by role.
+  /// True if sharded gradients come and go: they are held from take_gradient to drop_gradients, and their bytes are
+  /// arbitrary at first. Else they are held always.
+  bool gradients_are_transient() const { return options_.transient && stage_.shards_gradients(); }
+  void take_gradient(std::size_t unit, Stream stream);
+  void drop_gradients();
+
+  /// Bytes of this rank by role, as they are now.
   std::map<std::string_view, std::size_t> bytes() const;
 
  private:
   struct Block {
-    Buffer buffer;     ///< private memory, or
-    PeerMemory peers;  ///< this rank's part of shared memory
+    Buffer buffer;                    ///< private memory, or
+    PeerMemory peers;                 ///< this rank's part of shared memory, or
+    std::shared_ptr<std::byte> lent;  ///< transient memory
     std::size_t bytes = 0;
-    std::byte* data(int rank) const { return peers.base ? peers.part(rank) : buffer.data(); }
+    std::byte* data(int rank) const {
+      if (peers.base) return peers.part(rank);
+      return lent ? lent.get() : buffer.data();
+    }
   };
 
   Block take(std::size_t unit, Role role, Communicator& communicator, MemoryResource& memory) const;
@@ -84,7 +112,7 @@ class ShardStore {
 
   std::vector<Layout> layouts_;
   Stage stage_;
-  MasterForm master_;
+  StoreOptions options_;
   int rank_;
   std::vector<std::array<Block, all_roles.size()>> blocks_;
 };

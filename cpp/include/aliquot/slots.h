@@ -44,7 +44,9 @@ class Slots {
   /// What the home's bytes are: true if they are this unit's as of `epoch`.
   bool holds(std::size_t unit, std::uint32_t epoch) const;
   void filled(std::size_t unit, std::uint32_t epoch);
-  /// Fills the unit's home with NaN, so that a use after release cannot pass by luck.
+  /// The home's bytes are nobody's.
+  void forget(std::size_t unit);
+  /// Fills the unit's home with NaN, if other units may land there, so that a use after release cannot pass by luck.
   void poison(std::size_t unit, Stream stream);
 
   std::size_t bytes() const;

@@ -3,6 +3,7 @@
 /// caller: the owners hold nothing, and everything is done when its call returns.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <utility>
@@ -74,6 +75,32 @@ class Event {
 
  private:
   void* handle_ = nullptr;
+};
+
+/// A point in a stream and the time at which it passes: for measuring, as it costs more than an Event. On CPUs it
+/// passes when it is recorded.
+class TimedEvent {
+ public:
+  TimedEvent() = default;
+  /// \throws DeviceError
+  explicit TimedEvent(Device device);
+  TimedEvent(TimedEvent&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)), passed_(other.passed_) {}
+  TimedEvent& operator=(TimedEvent&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    std::swap(passed_, other.passed_);
+    return *this;
+  }
+  ~TimedEvent();
+
+  /// As Event::record. \throws DeviceError
+  void record(Stream stream);
+  /// From `earlier`, on any stream of the same device, to this point; negative if this one passed first. Both have been
+  /// recorded; the host waits for them. \throws DeviceError, as Event::done()
+  double seconds_since(const TimedEvent& earlier) const;
+
+ private:
+  void* handle_ = nullptr;
+  std::chrono::steady_clock::time_point passed_;  ///< on CPUs
 };
 
 /// `to` = `from`, between device and host memory in any direction. Returns at once where both are device or pinned

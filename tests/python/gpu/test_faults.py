@@ -1,0 +1,140 @@
+"""What goes wrong on one rank, on GPUs: within 5 seconds every other rank says what, and the GPUs are free again."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from functools import partial
+from threading import Event
+
+import aliquot
+import pytest
+import torch
+from cases import CASES, square_loss
+from models import Chain
+from ranks import FORK, NCCL, run_ranks, started
+from test_exceptions import CASE as FUSED
+from test_exceptions import PLACES, compare, fail
+from test_peer_lost import train_until_lost
+from torch import Tensor, nn
+from training import STAGES, Case, Sharded, Turn
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("two_gpus")]
+
+SECONDS = 5.0
+LOSSES = 10
+SLACK = 64 << 20
+"""Bytes of a GPU that may differ between two looks at it: what a process takes only by starting the driver."""
+
+
+def free_bytes(rank: int) -> int:
+    return torch.cuda.mem_get_info(rank)[0]
+
+
+def lose_a_rank(chance: random.Random) -> None:
+    victim, stage, delay = chance.randrange(2), chance.choice(STAGES), chance.uniform(0.0, 0.05)
+    training = FORK.Semaphore(0)
+    with started(2, train_until_lost, stage, training, transport=NCCL) as ranks:
+        for _ in range(2):
+            assert training.acquire(timeout=60.0)
+        Event().wait(delay)  # the random instant
+        death = ranks.kill(victim)
+        ((raised, named, text),) = (r for r in ranks.results(timeout=20.0) if r is not None)
+        codes = ranks.exit_codes(timeout=15.0)
+    assert named == victim
+    assert f"rank {victim}" in text
+    assert raised - death < SECONDS, f"stage {stage}: {raised - death} s"
+    assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, 0)
+
+
+def test_the_survivor_names_the_dead_and_leaves_nothing_on_the_gpus() -> None:
+    before = run_ranks(2, free_bytes, transport=None)
+    chance = random.Random(LOSSES)
+    for _ in range(LOSSES):
+        lose_a_rank(chance)
+    for free, free_before in zip(run_ranks(2, free_bytes, transport=None), before, strict=True):
+        assert free > free_before - SLACK
+
+
+def compare_everywhere(rank: int) -> None:
+    """One job for all: it takes seconds to start one."""
+    for stage in STAGES:
+        for place in PLACES:
+            compare(rank, stage, place)
+
+
+def test_a_failure_of_all_ranks_is_forgotten_after_reset_step() -> None:
+    run_ranks(2, compare_everywhere, transport=NCCL, timeout=120.0)
+
+
+def error_of_going_on(sharded: Sharded, rank: int) -> tuple[float, str]:
+    """When CommunicatorError was raised, and its text."""
+    deadline = time.monotonic() + 4 * SECONDS
+    step = 1
+    while time.monotonic() < deadline:
+        try:
+            sharded.step(rank, step)
+        except aliquot.CommunicatorError as error:
+            return time.monotonic(), str(error)
+        step += 1
+    raise AssertionError(f"no error in {step} steps")
+
+
+def fail_on_rank_0(rank: int, stage: int, place: str) -> tuple[float, float, str]:
+    """When the ranks' ways parted, and what they heard of it."""
+    sharded = Sharded(FUSED, stage)
+    sharded.step(rank, 0)
+    torch.cuda.synchronize()
+    parted = time.monotonic()
+    if rank == 0:
+        fail(sharded, rank, 1, place)
+        aliquot.reset_step(sharded.model)
+    return parted, *error_of_going_on(sharded, rank)
+
+
+def assert_soon(outcomes: list[tuple[float, float, str]]) -> None:
+    parted = max(when for when, _, _ in outcomes)
+    for _, raised, text in outcomes:
+        assert raised - parted < SECONDS, text
+        assert all(f"rank {rank}" in text for rank in range(2)), text
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("place", ["forward", "backward"])
+def test_a_failure_of_one_rank_ends_all_with_an_error(place: str, stage: int) -> None:
+    """NCCL's gathers need every rank: the one that gives a step up leaves the other in the middle of it."""
+    assert_soon(run_ranks(2, fail_on_rank_0, stage, place, transport=NCCL))
+
+
+def skip_later(model: nn.Module, turn: Turn) -> Tensor:
+    loss = square_loss(model, turn, order=(0, 2, 3) if turn.rank == 0 and turn.step > 0 else (0, 1, 2, 3))
+    loss.backward()
+    return loss.detach()
+
+
+def take_different_paths(rank: int, stage: int) -> tuple[float, float, str]:
+    sharded = Sharded(Case(partial(Chain, 4), skip_later), stage)
+    sharded.step(rank, 0)
+    torch.cuda.synchronize()
+    return time.monotonic(), *error_of_going_on(sharded, rank)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ranks_that_take_different_paths_name_both_units(stage: int) -> None:
+    outcomes = run_ranks(2, take_different_paths, stage, transport=NCCL)
+    assert_soon(outcomes)
+    for _, _, text in outcomes:
+        assert text.count('of unit "') == 2, text
+
+
+def train_plainly(rank: int) -> None:
+    sharded = Sharded(CASES["plain"], 3)
+    for step in range(3):
+        sharded.step(rank, step)
+
+
+def test_ranks_that_end_in_good_order_exit_at_once() -> None:
+    with started(2, train_plainly, transport=NCCL) as ranks:
+        ranks.results(timeout=60.0)
+        assert ranks.exit_codes(timeout=15.0) == [0, 0]
