@@ -23,10 +23,8 @@ constexpr auto longest_farewell = 30s;
 NcclCommunicator::NcclCommunicator(std::unique_ptr<Communicator> control, Device device, const NcclOrigin& origin)
     : Communicator(control->rank(), control->world_size(), control->timeout()), control_(std::move(control)),
       device_(device), api_(nccl::api()), creator_(getpid()), watch_(*control_), host_(*control_, watch_),
-      root_(nccl::connect(*control_, device, origin, patience())),
-      gathers_{nccl::split(*control_, device, root_.get(), origin, nccl::gather_config(), patience()),
-               cuda::Progress(device)},
-      others_{nccl::split(*control_, device, root_.get(), origin, {}, patience()), cuda::Progress(device)},
+      gathers_{nccl::connect(*control_, device, origin, nccl::gather_config(), patience()), cuda::Progress(device)},
+      others_{nccl::connect(*control_, device, {{}, origin.communicator}, {}, patience()), cuda::Progress(device)},
       watcher_([this](const std::stop_token& stop) { watch(stop); }) {}
 
 NcclCommunicator::~NcclCommunicator() {
@@ -34,8 +32,8 @@ NcclCommunicator::~NcclCommunicator() {
   if (getpid() != creator_) watcher_.detach();  // a fork of the rank has the object, but not the thread
   NcclCommunicator::leave();
   if (!process_ends && getpid() == creator_) return;
-  for (nccl::Link* link : {&gathers_.link, &others_.link}) link->abandon();
-  if (root_ != nullptr) root_->abandon();
+  gathers_.link.abandon();
+  others_.link.abandon();
 }
 
 void NcclCommunicator::call(Queue& queue, const char* what, const Call& call) {
@@ -116,8 +114,8 @@ void NcclCommunicator::look() {
 void NcclCommunicator::end(std::string_view text) noexcept {
   failure_.record(-1, text);
   control_->abort(text);
-  for (nccl::Link* link : {&gathers_.link, &others_.link}) link->abort();
-  if (root_ != nullptr) root_->abandon();  // nothing runs on it, and to take it apart would disturb what does
+  gathers_.link.abort();
+  others_.link.abort();
 }
 
 void NcclCommunicator::leave() noexcept {
@@ -129,7 +127,8 @@ void NcclCommunicator::leave() noexcept {
   // Links that a peer has aborted can't end in good order any more.
   if (fails([this] { require_intact(); })) {
     end(failure_.text.data());
-    for (nccl::Link* link : {&gathers_.link, &others_.link}) link->await_abort();
+    gathers_.link.await_abort();
+    others_.link.await_abort();
   }
   control_->leave();
 }

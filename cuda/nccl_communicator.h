@@ -10,7 +10,6 @@
 #include <stop_token>
 #include <string_view>
 #include <thread>
-#include <vector>
 
 #include "aliquot/communicator.h"
 #include "aliquot/transports.h"
@@ -81,7 +80,6 @@ class NcclCommunicator final : public Communicator {
   Failure failure_{};
   Watch watch_;
   WatchedHost host_;
-  std::unique_ptr<nccl::Link> root_;  ///< what the queues' links were split from; null where the caller brought it
   Queue gathers_;
   Queue others_;
   std::atomic<bool> left_ = false;

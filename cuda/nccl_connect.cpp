@@ -75,24 +75,18 @@ void require_own_device(Communicator& control, Device device) {
   }
 }
 
-// A rank that fails in one of these leaves the others inside NCCL, which tells them nothing.
-
-std::unique_ptr<Link> connect(Communicator& control, Device device, const NcclOrigin& origin, Patience patience) try {
-  if (origin.communicator != nullptr) return nullptr;
-  const UniqueId id = shared_id(control, origin.unique_id);
-  return std::make_unique<Link>(device, control.rank(), control.world_size(), id, Config{}, std::move(patience));
-} catch (const std::exception& error) {
-  control.abort(error.what());
-  throw;
-}
-
-Link split(Communicator& control, Device device, const Link* root, const NcclOrigin& origin, Config config,
-           Patience patience) try {
-  const Comm parent = root != nullptr ? root->handle() : adopted(control, device, origin.communicator);
-  return {device, control.rank(), parent, config, std::move(patience)};
-} catch (const std::exception& error) {
-  control.abort(error.what());
-  throw;
+// A rank that fails here leaves the others inside NCCL, which tells them nothing.
+Link connect(Communicator& control, Device device, const NcclOrigin& origin, Config config, Patience patience) {
+  try {
+    if (origin.communicator != nullptr) {
+      return {device, control.rank(), adopted(control, device, origin.communicator), config, std::move(patience)};
+    }
+    const UniqueId id = shared_id(control, origin.unique_id);
+    return {device, control.rank(), control.world_size(), id, config, std::move(patience)};
+  } catch (const std::exception& error) {
+    control.abort(error.what());
+    throw;
+  }
 }
 
 Config gather_config() {

@@ -2,8 +2,6 @@
 /// How the ranks of the transport `nccl` come together, with the help of a communicator for host memory.
 #pragma once
 
-#include <memory>
-
 #include "aliquot/communicator.h"
 #include "aliquot/transports.h"
 #include "cuda/nccl_link.h"
@@ -13,12 +11,8 @@ namespace aliquot::nccl {
 /// Collective. \throws InvalidArgument if `device` is no GPU, or another rank's too
 void require_own_device(Communicator& control, Device device);
 
-/// Collective. Null where `origin` has a communicator already.
-std::unique_ptr<Link> connect(Communicator& control, Device device, const NcclOrigin& origin, Patience patience);
-
-/// A link of the same ranks as `root`, or as the communicator in `origin` if that is null. Collective.
-Link split(Communicator& control, Device device, const Link* root, const NcclOrigin& origin, Config config,
-           Patience patience);
+/// Collective.
+Link connect(Communicator& control, Device device, const NcclOrigin& origin, Config config, Patience patience);
 
 /// For a link that gathers: copy engines do the work where they can, which leaves the multiprocessors to others.
 Config gather_config();

@@ -16,8 +16,8 @@ constexpr std::chrono::seconds stuck_after(1);
 constexpr std::chrono::seconds farewell(5);
 constexpr std::chrono::milliseconds between_looks(10);
 
-Config with_blocking(Config config, int blocking) {
-  config.blocking = blocking;
+Config non_blocking(Config config) {
+  config.blocking = 0;
   return config;
 }
 
@@ -38,7 +38,7 @@ bool refused(Result result) { return result != Result::success && result != Resu
 Link::Link(Device device, int rank, int world_size, const UniqueId& id, Config config, Patience patience)
     : api_(api()), device_(device), patience_(std::move(patience)) {
   const DeviceGuard guard(device_);
-  Config wanted = with_blocking(config, 0);
+  Config wanted = non_blocking(config);
   Comm& made = place_for_comm();
   const Result result = api_.init_rank(&made, world_size, id, rank, &wanted);
   if (refused(result)) refuse("connect the ranks", result);
@@ -48,7 +48,7 @@ Link::Link(Device device, int rank, int world_size, const UniqueId& id, Config c
 Link::Link(Device device, int rank, Comm parent, Config config, Patience patience)
     : api_(api()), device_(device), patience_(std::move(patience)) {
   const DeviceGuard guard(device_);
-  Config wanted = with_blocking(config, 1);
+  Config wanted = non_blocking(config);
   Comm& made = place_for_comm();
   const Result result = api_.split(parent, 0, rank, &made, &wanted);
   if (refused(result)) refuse("split the communicator", result);

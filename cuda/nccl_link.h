@@ -21,15 +21,13 @@ struct Patience {
   std::function<void()> require_hope;  ///< asked again and again during a wait; throws when it has become pointless
 };
 
-/// Owner of a communicator of NCCL. NCCL's calls on it are made one at a time, whichever threads make them; only abort
-/// does not wait for a call that is stuck. Ranks first meet in a non-blocking communicator, so that nobody waits past
-/// the timeout. What is split from it is blocking: a non-blocking one starts a thread for every call, which costs the
-/// host more than the call; and a call that is stuck is for whoever watches to abort.
+/// Owner of a non-blocking communicator of NCCL. NCCL's calls on it are made one at a time, whichever threads make
+/// them; only abort does not wait for a call that is stuck.
 class Link {
  public:
   /// Collective: every rank has the same `id` and `config`.
   Link(Device device, int rank, int world_size, const UniqueId& id, Config config, Patience patience);
-  /// Of the ranks of `parent`, which is non-blocking or somebody else's. Collective over it.
+  /// Of the ranks of `parent`. Collective over it.
   Link(Device device, int rank, Comm parent, Config config, Patience patience);
   Link(const Link&) = delete;
   Link& operator=(const Link&) = delete;
@@ -39,8 +37,6 @@ class Link {
   /// `make(comm)` makes a call of NCCL, which has taken effect when this returns.
   /// \throws CommunicatorError with `what` if NCCL refuses, or if peers keep it waiting past the timeout
   void call(const char* what, const std::function<Result(Comm)>& make);
-  /// What to split from; null after an abort.
-  Comm handle() const noexcept { return comm_; }
   /// Throws CommunicatorError if NCCL met an error since. Never waits.
   void require_health();
   /// Ends what runs on the device, and this link. Returns within about a second; safe from any thread.

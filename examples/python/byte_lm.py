@@ -121,9 +121,9 @@ def next_byte_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def generate(model: nn.Module, prompt: bytes, count: int, context: int, seed: int, temperature: float = 0.8) -> bytes:
     """`prompt` and `count` sampled bytes. Ranks that pass the same seed run the same forwards and sample the same."""
     chance = torch.Generator().manual_seed(seed)
-    tokens = torch.tensor([list(prompt)])
+    tokens = torch.tensor([list(prompt)], device=next(model.parameters()).device)
     for _ in range(count):
         logits = model(tokens[:, -context:])[:, -1]
-        choice = torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1, generator=chance)
-        tokens = torch.cat((tokens, choice), dim=1)
+        choice = torch.multinomial(torch.softmax(logits.cpu() / temperature, dim=-1), 1, generator=chance)
+        tokens = torch.cat((tokens, choice.to(tokens.device)), dim=1)
     return bytes(tokens[0].tolist())

@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     training.add_argument("--seed", type=int, default=1)
     sharding = parser.add_argument_group("sharding")
     sharding.add_argument("--stage", type=int, default=3, choices=range(4), help="0 nothing .. 3 everything")
-    sharding.add_argument("--transport", default="auto", choices=("auto", "shared_memory", "process_group"))
+    sharding.add_argument("--transport", default="auto", choices=("auto", "nccl", "shared_memory", "process_group"))
     text = parser.add_argument_group("text")
     text.add_argument("--data", type=Path, help="a file or a folder; default: Python's standard library")
     text.add_argument("--data-limit", type=int, default=8 << 20, help="bytes of it that are read")
@@ -118,7 +118,7 @@ def main() -> None:
     args = parse_arguments()
     world = aliquot.init(transport=args.transport)
     console = Console(quiet=world.rank != 0)
-    text = read_bytes(files_of(args.data) if args.data else standard_library(), args.data_limit)
+    text = read_bytes(files_of(args.data) if args.data else standard_library(), args.data_limit).to(world.device)
 
     torch.manual_seed(args.seed)
     model: nn.Module = ByteLM(Shape(args.dim, args.layers, args.heads, args.context))

@@ -54,6 +54,12 @@ class ProcessGroup:
         with self._explained():
             dist.recv(_tensor(data), group=self.group, group_src=from_)
 
+    def end(self, and_all_others: bool) -> None:
+        """Ends Gloo's threads, which hold tensors, and abort if they drop one when the interpreter is gone."""
+        if dist.is_initialized():
+            dist.destroy_process_group(None if and_all_others else self.group)
+        del self.group
+
     def abort(self, reason: str) -> None:
         """Leaves `reason` for whoever asks why this rank is gone."""
         self.store.set(f"abort/{self.rank}", reason)

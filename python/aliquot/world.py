@@ -111,12 +111,6 @@ def _choose(store: Store, rank: int, world_size: int) -> Transport:
     return "nccl" if set(gpus) == {"1"} else "shared_memory"
 
 
-def _end_group(group: dist.ProcessGroup | None) -> None:
-    """Gloo's threads must end before the interpreter does. None: all groups, where the first was made here too."""
-    if dist.is_initialized():
-        dist.destroy_process_group(group)
-
-
 def _process_group(store: Store, rank: int, world_size: int, timeout: float) -> _core.Communicator:
     from aliquot.process_group import ProcessGroup
 
@@ -127,5 +121,6 @@ def _process_group(store: Store, rank: int, world_size: int, timeout: float) -> 
             timeout=timedelta(seconds=timeout),
         )  # fmt: skip
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-    atexit.register(_end_group, None if everything else group)
-    return _core.process_group_communicator(ProcessGroup(group, store), rank, world_size, timeout)
+    mover = ProcessGroup(group, store)
+    atexit.register(mover.end, and_all_others=everything)
+    return _core.process_group_communicator(mover, rank, world_size, timeout)
