@@ -25,7 +25,7 @@ namespace aliquot {
 struct EngineOptions {
   Stage stage{3};
   GathererOptions gatherer;
-  StoreOptions store;
+  StoreOptions store{};
   bool register_memory = false;  ///< planned_memory() comes from the transport, where that has memory of its own
 };
 

@@ -100,10 +100,11 @@ def assert_soon(outcomes: list[tuple[float, float, str]]) -> None:
         assert all(f"rank {rank}" in text for rank in range(2)), text
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-@pytest.mark.parametrize("place", ["forward", "backward"])
+@pytest.mark.parametrize(("place", "stage"), [("forward", 3), ("backward", 3), ("backward", 0)])
 def test_a_failure_of_one_rank_ends_all_with_an_error(place: str, stage: int) -> None:
-    """NCCL's gathers need every rank: the one that gives a step up leaves the other in the middle of it."""
+    """NCCL needs every rank: the one that gives a step up leaves the other in the middle of it. (A forward of stage 0
+    meets nobody, and can be repeated.)
+    """  # fmt: skip
     assert_soon(run_ranks(2, fail_on_rank_0, stage, place, transport=NCCL))
 
 
