@@ -60,7 +60,8 @@ std::uint8_t* DeviceReducer::present_of(std::size_t unit) const {
 DeviceReducer::~DeviceReducer() {
   try {
     synchronize(stream_.get());
-  } catch (const Error&) {  // the device has failed, or the runtime is gone: nothing is under way
+  } catch (const Error&) {
+    return;  // the device has failed, or the runtime is gone: nothing is under way
   }
 }
 

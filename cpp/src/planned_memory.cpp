@@ -52,7 +52,8 @@ std::unique_ptr<DeviceArena> arena_of_nccl(Communicator& communicator, Device de
   std::unique_ptr<DeviceArena> arena;
   try {
     arena = std::make_unique<DeviceArena>(nccl_memory(device), bytes);
-  } catch (const Error&) {  // plain memory may do, or says what is wrong
+  } catch (const Error&) {
+    arena = nullptr;  // plain memory may do, or says what is wrong
   }
   return all_have(arena != nullptr, communicator) ? std::move(arena) : nullptr;
 }
