@@ -21,7 +21,8 @@ def no_sync(model: nn.Module) -> AbstractContextManager[None]:
 def reset_step(model: nn.Module) -> None:
     """After an exception in forward or backward: gives everything back, as if the step had not begun.
 
-    Gradients since the last `zero_grad` are given up. Every rank calls it; peers that wait for this rank's
-    gradients get a CommunicatorError first.
+    Gradients since the last `zero_grad` are given up. Every rank calls it; on one-sided transports peers that wait for
+    this rank's gradients get a CommunicatorError first. On the others all ranks must have come to the same place: a rank
+    that resets alone ends in an error that says where the ranks differ.
     """
     sharded(model).passes.give_up("step reset")

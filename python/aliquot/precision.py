@@ -17,7 +17,8 @@ NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", t
 class Precision:
     """The dtype that parameters are computed with, and where their fp32 values are kept.
 
-    Gradients come in the parameters' dtype; sums over ranks and micro-steps, norm and optimizer states are fp32.
+    Gradients come in the parameters' dtype, and autograd adds in it what it accumulates under no_sync. Sums over ranks
+    and reduced micro-steps are taken in fp32, the norm in fp64; optimizer states are fp32.
     """
 
     params: Literal["fp32", "bf16"] | None = None

@@ -14,7 +14,7 @@ class Stats:
     """Of this rank, since the model was sharded."""
 
     bytes: dict[str, int]
-    """Held by role: `param`, `grad`, `exp_avg`, `exp_avg_sq`; `slot`: full units; `outbox`: full gradients on their way
+    """Held by role: `param`, `master`, `grad`, `exp_avg`, `exp_avg_sq`; `slot`: full units; `outbox`: full gradients on their way
     to their owners."""
     times: dict[str, float]
     """Host seconds: `gather` and `reduce` waiting and copying (on a GPU: giving work to streams), `step` in the
