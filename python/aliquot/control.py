@@ -22,7 +22,7 @@ def reset_step(model: nn.Module) -> None:
     """After an exception in forward or backward: gives everything back, as if the step had not begun.
 
     Gradients since the last `zero_grad` are given up. Every rank calls it; on one-sided transports peers that wait for
-    this rank's gradients get a CommunicatorError first. On the others all ranks must have come to the same place: a rank
+    this rank's gradients get a CommunicatorError first. On the others all ranks must have come to the same place: one
     that resets alone ends in an error that says where the ranks differ.
     """
     sharded(model).passes.give_up("step reset")
