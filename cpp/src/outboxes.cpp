@@ -119,9 +119,12 @@ bool Outboxes::ready(std::size_t unit) const {
   return all_said;
 }
 
+// Not of what this rank has taken: a peer that gave up may be writing the next micro-step's record there.
 void Outboxes::require_nobody_gave_up() const {
   for (const std::optional<Use>& use : uses_) {
-    if (use && use->micro_step == micro_step_) static_cast<void>(ready(use->unit));
+    if (!use || use->micro_step != micro_step_) continue;
+    const bool taken = reached(record(communicator_.rank(), use->unit).taken, micro_step_);
+    if (!taken) static_cast<void>(ready(use->unit));
   }
 }
 
