@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
+
+from timed_ranks import TimedRanks
 
 MIB = 2**20
 
@@ -51,7 +53,7 @@ class RankRecord:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(TimedRanks):
     """All ranks of one contender in one round."""
 
     ranks: list[RankRecord]
@@ -59,21 +61,6 @@ class Run:
     @classmethod
     def read(cls, folder: Path, ranks: int) -> Run:
         return cls([RankRecord(**json.loads((folder / f"rank{rank}.json").read_text())) for rank in range(ranks)])
-
-    @property
-    def losses(self) -> list[float]:
-        """Mean over the ranks, step by step."""
-        return [fmean(step) for step in zip(*(rank.losses for rank in self.ranks), strict=True)]
-
-    @property
-    def step_seconds(self) -> list[float]:
-        """A step lasts as long as its slowest rank."""
-        by_rank = ([sum(parts) for parts in zip(r.forward, r.backward, r.update, strict=True)] for r in self.ranks)
-        return [max(step) for step in zip(*by_rank, strict=True)]
-
-    def median_part(self, part: str) -> float:
-        """Median seconds of `forward`, `backward` or `update`, mean over the ranks."""
-        return fmean(median(getattr(rank, part)) for rank in self.ranks)
 
     def mib(self, field: str) -> float:
         """A memory field of RankRecord in MiB, mean over the ranks."""

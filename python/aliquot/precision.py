@@ -12,6 +12,9 @@ from aliquot._core import InvalidArgument
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 """The core's names of dtypes."""
 
+TRAINED = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""What parameters may be computed with."""
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -33,8 +36,8 @@ class Precision:
 
     def dtype_of(self, name: str, param: torch.Tensor) -> torch.dtype:
         """What `param` is trained in."""
-        wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, None: param.dtype}[self.params]
-        if not param.is_floating_point() or wanted not in (torch.float32, torch.bfloat16):
+        wanted = self.casts_inputs or param.dtype
+        if not param.is_floating_point() or wanted not in TRAINED.values():
             raise InvalidArgument(
                 f"{name} is {param.dtype}; this version trains fp32 and bf16: convert it, or pass "
                 'aliquot.shard(model, precision="bf16")'
@@ -44,17 +47,14 @@ class Precision:
     @property
     def casts_inputs(self) -> torch.dtype | None:
         """What the root casts floating-point inputs to."""
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, None: None}[self.params]
+        return None if self.params is None else TRAINED[self.params]
 
 
 def precision_of(value: str | Precision | None) -> Precision:
     """What `aliquot.shard(precision=)` means."""
     if isinstance(value, Precision):
         return value
-    if value == "fp32":
-        return Precision("fp32")
-    if value == "bf16":
-        return Precision("bf16")
-    if value is None:
-        return Precision()
+    match value:
+        case None | "fp32" | "bf16":
+            return Precision(value)
     raise InvalidArgument(f'precision is {value!r}; it is "fp32", "bf16", an aliquot.Precision, or None')

@@ -53,7 +53,7 @@ def shard(
     engine = _core.Engine(
         _specs(plan), world.communicator, stage=stage, slots=slots, ahead_bytes=prefetch_bytes,
         poison="poison" in os.environ.get("ALIQUOT_DEBUG", "").split(","),
-        device=-1 if world.device.type == "cpu" else world.device.index, fp32_master=chosen.master == "fp32",
+        device=world.gpu, fp32_master=chosen.master == "fp32",
         gradients=chosen.gradients,
         transient=gpu.transient_memory(world.device) if world.device.type == "cuda" else None,
     )  # fmt: skip

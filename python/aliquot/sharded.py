@@ -34,7 +34,7 @@ class ShardedModel:
         self.engine = engine
         self.stage = stage
         self.precision = precision
-        self.device = -1 if world.device.type == "cpu" else world.device.index
+        self.device = world.gpu
         self.units = [
             Unit(i, group.name, group.params, group.dtype, group.trainable, group.encloses_units)
             for i, group in enumerate(plan.groups)

@@ -33,6 +33,11 @@ class World:
     device: torch.device
     """Where sharded models live: this rank's GPU on the transport `nccl`, the CPU on the others."""
 
+    @property
+    def gpu(self) -> int:
+        """The device as the core takes it: the index of the GPU, -1 for the CPU."""
+        return -1 if self.device.type == "cpu" else int(self.device.index)
+
 
 _world: World | None = None
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
+
+from timed_ranks import TimedRanks
 
 GIB = 2**30
 FLOOR = "floor"
@@ -106,26 +108,11 @@ class RankRecord:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(TimedRanks):
     """All ranks of one contender in one round. `failure`: why there are none, or why their times are worth nothing."""
 
     ranks: list[RankRecord] = field(default_factory=list)
     failure: str | None = None
-
-    @property
-    def losses(self) -> list[float]:
-        """Mean over the ranks, step by step."""
-        return [fmean(step) for step in zip(*(rank.losses for rank in self.ranks), strict=True)]
-
-    @property
-    def step_seconds(self) -> list[float]:
-        """A step lasts as long as its slowest rank."""
-        by_rank = ([sum(parts) for parts in zip(r.forward, r.backward, r.update, strict=True)] for r in self.ranks)
-        return [max(step) for step in zip(*by_rank, strict=True)]
-
-    def median_part(self, part: str) -> float:
-        """Median seconds of `forward`, `backward` or `update`, mean over the ranks."""
-        return fmean(median(getattr(rank, part)) for rank in self.ranks)
 
     def gib(self, part: str) -> float:
         """A field of DeviceMemory in GiB, of the rank that holds most."""
