@@ -26,9 +26,4 @@ void cast(const void* from, DType from_dtype, void* to, DType to_dtype, std::siz
   check(cudaGetLastError(), "launch cast");
 }
 
-void fill_nan(void* data, DType dtype, std::size_t count, Stream stream) {
-  constexpr std::uint8_t ones = 0xFF;  // all bits set is a NaN in each of the formats
-  fill_async(data, ones, count * size_of(dtype), stream);
-}
-
 }  // namespace aliquot::cuda

@@ -1,88 +1,90 @@
 /// \file
-/// Square sum, non-finite count and first bad element of what a grid of blocks meets, in an order of additions that
-/// depends on the grid alone.
+/// Square sum, non-finite count and first bad element of what a grid of blocks meets. The order of additions depends on
+/// the grid and on which thread meets what: kernels that go through for_quads() on grids of sum_blocks() agree.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
 #include "aliquot/device_kernels.h"
 #include "cuda/launch.h"
+#include "cuda/quads.h"
 
 namespace aliquot::cuda {
 
-/// DeviceStatistics without initial values, which shared memory cannot have.
-struct Statistics {
-  double square_sum;
-  unsigned long long non_finite;
-  unsigned long long first_bad;
+/// All blocks of an H100 or H200 (132 multiprocessors) run at once, so that the sums over a block's threads, during
+/// which it loads nothing, come once and at the end. A constant, for the reason that max_blocks is one.
+inline constexpr unsigned sum_blocks_per_multiprocessor = 4;
+inline constexpr unsigned max_sum_blocks = sum_blocks_per_multiprocessor * 132;
 
-  static __device__ Statistics none() { return {0, 0, DeviceStatistics::none}; }
+inline unsigned sum_blocks(std::size_t count) { return std::min(grid_blocks(count / 4), max_sum_blocks); }
 
-  __device__ void add(const Statistics& other) {
-    square_sum += other.square_sum;
-    non_finite += other.non_finite;
-    first_bad = min(first_bad, other.first_bad);
+/// Squares of fp32 are exact in fp64 and never overflow it: fused or not gives the same bits, and the sum is finite
+/// where the elements are. A sum for each place in a quad: a conversion and an FMA an element, and no branch, for bf16
+/// comes faster than any other element. Zeros behind the end of the array change nothing.
+struct SquareSum {
+  double x = 0, y = 0, z = 0, w = 0;
+
+  __device__ void add(float4 quad) {
+    x = plus_square(x, quad.x);
+    y = plus_square(y, quad.y);
+    z = plus_square(z, quad.z);
+    w = plus_square(w, quad.w);
   }
-
-  /// Zeros behind the end of the array change nothing.
-  __device__ void add(float4 quad, std::size_t begin) {
-    double sum = square_sum_of(quad);
-    if (!isfinite(sum)) sum = square_sum_of(without_bad(quad, begin));
-    square_sum += sum;
-  }
+  __device__ double total() const { return (x + y) + (z + w); }
 
  private:
-  /// Squares of fp32 are exact in fp64 and never overflow it: fused or not gives the same bits, and the sum is finite
-  /// where the elements are. Few instructions, for bf16 comes faster than any other element.
-  static __device__ double square_sum_of(float4 quad) {
-    const double x = quad.x, y = quad.y, z = quad.z, w = quad.w;
-    return fma(x, x, y * y) + fma(z, z, w * w);
-  }
+  static __device__ double plus_square(double sum, double value) { return fma(value, value, sum); }
+};
 
-  /// Counts what is not finite and puts zeros there.
-  __device__ float4 without_bad(float4 quad, std::size_t begin) {
+/// What is not finite.
+struct BadElements {
+  unsigned long long count = 0;
+  unsigned long long first = DeviceStatistics::none;
+
+  /// Counts those of `quad` and puts zeros there.
+  __device__ float4 taken_from(float4 quad, std::size_t begin) {
     float* const values[] = {&quad.x, &quad.y, &quad.z, &quad.w};
 #pragma unroll
     for (unsigned i = 0; i < 4; ++i) {
       if (isfinite(*values[i])) continue;
       *values[i] = 0;
-      ++non_finite;
-      first_bad = min(first_bad, static_cast<unsigned long long>(begin + i));
+      ++count;
+      first = min(first, static_cast<unsigned long long>(begin + i));
     }
     return quad;
   }
 };
 
-/// What a grid leaves for its last block. Zeroed before its first use; every use leaves `arrived` at zero.
+/// What a grid leaves for its last block. Zeroed before its first use; every use leaves all but `partials` at zero.
 struct Workspace {
   unsigned arrived;
-  Statistics partials[max_blocks];
+  unsigned long long bad_count;
+  unsigned long long not_first_bad;  ///< ~BadElements::first, so that zero is none
+  double partials[max_sum_blocks];
 };
 
-inline __device__ Statistics warp_sum(Statistics mine) {
+inline __device__ double warp_sum(double mine) {
   constexpr unsigned all = 0xFFFFFFFF;
 #pragma unroll
-  for (unsigned distance = 16; distance > 0; distance /= 2) {
-    mine.add({__shfl_down_sync(all, mine.square_sum, distance), __shfl_down_sync(all, mine.non_finite, distance),
-              __shfl_down_sync(all, mine.first_bad, distance)});
-  }
+  for (unsigned distance = 16; distance > 0; distance /= 2) mine += __shfl_down_sync(all, mine, distance);
   return mine;
 }
 
 /// Right in thread 0. Every thread of the block must call it.
-inline __device__ Statistics block_sum(Statistics mine) {
-  constexpr unsigned warps = block_threads / 32;
-  __shared__ Statistics of_warps[warps];
+template <unsigned threads>
+__device__ double block_sum(double mine) {
+  constexpr unsigned warps = threads / 32;
+  __shared__ double of_warps[warps];
   mine = warp_sum(mine);
   __syncthreads();  // an earlier call may still be read
   if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = mine;
   __syncthreads();
-  if (threadIdx.x < 32) mine = warp_sum(threadIdx.x < warps ? of_warps[threadIdx.x] : Statistics::none());
-  return mine;
+  return threadIdx.x < 32 ? warp_sum(threadIdx.x < warps ? of_warps[threadIdx.x] : 0) : 0;
 }
 
-/// True in every thread of the block that is the last of the grid to call it; what thread 0 of the others wrote before
-/// their calls is then visible.
+/// True in every thread of the block that is the last of the grid to call it; what the others wrote before a barrier
+/// of their block and then their call is visible.
 inline __device__ bool is_last_block(unsigned* arrived) {
   __shared__ bool last;
   if (threadIdx.x == 0) {
@@ -94,18 +96,41 @@ inline __device__ bool is_last_block(unsigned* arrived) {
   return last;
 }
 
-/// *result = the sum over all threads of the grid. Every thread must call it, once.
-inline __device__ void grid_sum(const Statistics& mine, Workspace* workspace, DeviceStatistics* result) {
-  const Statistics of_block = block_sum(mine);
+/// *result = the sum over all threads of the grid, `threads` to a block. Every thread must call it, once.
+template <unsigned threads>
+__device__ void grid_sum(double mine, const BadElements& bad, Workspace* workspace, DeviceStatistics* result) {
+  if (bad.count != 0) {
+    atomicAdd(&workspace->bad_count, bad.count);
+    atomicMax(&workspace->not_first_bad, ~bad.first);
+  }
+  const double of_block = block_sum<threads>(mine);
   if (threadIdx.x == 0) workspace->partials[blockIdx.x] = of_block;
   if (!is_last_block(&workspace->arrived)) return;
-  Statistics sum = Statistics::none();
-  for (unsigned block = threadIdx.x; block < gridDim.x; block += blockDim.x) {
-    const Statistics* const partial = &workspace->partials[block];
-    sum.add({__ldcg(&partial->square_sum), __ldcg(&partial->non_finite), __ldcg(&partial->first_bad)});
+  double sum = 0;
+#pragma unroll
+  for (unsigned first = 0; first < max_sum_blocks; first += threads) {
+    const unsigned block = first + threadIdx.x;
+    sum += block < gridDim.x ? __ldcg(&workspace->partials[block]) : 0;
   }
-  sum = block_sum(sum);
-  if (threadIdx.x == 0) *result = {sum.square_sum, sum.non_finite, sum.first_bad};
+  sum = block_sum<threads>(sum);
+  if (threadIdx.x != 0) return;
+  *result = {sum, __ldcg(&workspace->bad_count), ~__ldcg(&workspace->not_first_bad)};
+  workspace->bad_count = workspace->not_first_bad = 0;
+}
+
+/// *result = the statistics of data[0, count), each thread having added to `mine` the quads that it meets there. One
+/// that met what is not finite reads them again: rare, and so not looked for in every quad.
+template <unsigned threads = block_threads, typename T>
+__device__ void finish_statistics(SquareSum mine, const T* data, std::size_t count, bool aligned, Workspace* workspace,
+                                  DeviceStatistics* result) {
+  BadElements bad;
+  if (!isfinite(mine.total())) {
+    mine = {};
+    for_quads<1>(
+        count, aligned, [=](auto at) { return at.load(data); },
+        [&](auto at, float4 value) { mine.add(bad.taken_from(value, at.begin)); });
+  }
+  grid_sum<threads>(mine.total(), bad, workspace, result);
 }
 
 }  // namespace aliquot::cuda

@@ -60,12 +60,15 @@ namespace cuda {
 
 void pack(const Layout&, std::span<const PackSource>, void*, DType, std::uint8_t*, Stream) { refuse("pack"); }
 void cast(const void*, DType, void*, DType, std::size_t, Stream) { refuse("cast"); }
-void fill_nan(void*, DType, std::size_t, Stream) { refuse("fill_nan"); }
 void scale(void*, DType, std::size_t, const float*, Stream) { refuse("scale"); }
 std::size_t reduce_workspace_bytes() { return 0; }
 void reduce(std::span<const void* const>, DType, float, void*, DType, std::size_t, Accumulate, DeviceStatistics*, void*,
             Stream) {
   refuse("reduce");
+}
+void pull_and_reduce(std::span<const void* const>, DType, float, void*, DType, std::size_t, Accumulate,
+                     DeviceStatistics*, void*, Stream) {
+  refuse("pull_and_reduce");
 }
 void grad_statistics(const void*, DType, std::size_t, DeviceStatistics*, void*, Stream) { refuse("grad_statistics"); }
 void finish_report(const ReportShape&, const std::byte*, const AdamWGroup*, const int*, std::int64_t*, double,
@@ -76,7 +79,6 @@ void adamw(const AdamWArrays&, const Chunk*, std::size_t, const ParamScalars*, c
   refuse("adamw");
 }
 void split_masters(const float*, void*, std::uint16_t*, std::size_t, Stream) { refuse("split_masters"); }
-void join_masters(const void*, const std::uint16_t*, float*, std::size_t, Stream) { refuse("join_masters"); }
 
 }  // namespace cuda
 }  // namespace aliquot

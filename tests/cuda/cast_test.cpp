@@ -67,17 +67,5 @@ constexpr auto dtypes = {DType::fp32, DType::bf16, DType::fp16};
 INSTANTIATE_TEST_SUITE_P(Types, CudaCast, testing::Combine(testing::ValuesIn(dtypes), testing::ValuesIn(dtypes)),
                          name_of_case);
 
-using CudaFillNan = OnDevice;
-
-TEST_F(CudaFillNan, IsNanInEveryType) {
-  for (const DType dtype : dtypes) {
-    const DeviceArray<std::byte> data(encoded(std::vector<float>(1001), dtype), stream());
-    const DeviceArray<float> read(std::vector<float>(1001), stream());
-    cuda::fill_nan(data.data(), dtype, 1001, stream());
-    cuda::cast(data.data(), dtype, read.data(), DType::fp32, 1001, stream());
-    for (const float value : read.values()) ASSERT_TRUE(std::isnan(value)) << name_of(dtype);
-  }
-}
-
 }  // namespace
 }  // namespace aliquot::test

@@ -1,19 +1,13 @@
 #include <algorithm>
-#include <array>
 #include <tuple>
 
-#include "aliquot/device_kernels.h"
 #include "aliquot/kernels.h"
-#include "tests/cuda/device_test.h"
+#include "tests/cuda/reductions.h"
 
 namespace aliquot::test {
 namespace {
 
 using cuda::DeviceStatistics;
-
-DeviceArray<std::byte> workspace(Stream stream) {
-  return {std::vector<std::byte>(cuda::reduce_workspace_bytes()), stream};
-}
 
 /// What the statistics of `data` must be, but for the rounding of the sum.
 DeviceStatistics expected_statistics(const std::vector<float>& data) {
@@ -77,6 +71,11 @@ TEST_P(CudaStatistics, TakeTheLargestNumbers) {
   expect_statistics(on_device(data), data);
 }
 
+TEST_P(CudaStatistics, TakeWhatIsAllBad) {
+  const std::vector<float> data(GetParam(), quiet_nan);
+  expect_statistics(on_device(data), data);
+}
+
 INSTANTIATE_TEST_SUITE_P(Counts, CudaStatistics, testing::Values(0, 1, 3, 4, 5, 1024, 100'003, 5'000'001));
 
 using CudaStatisticsAgain = OnDevice;
@@ -111,37 +110,7 @@ TEST_F(CudaStatisticsAgain, GivesInBf16TheBitsOfFp32WhereThreadsLoadMost) {
   EXPECT_EQ(results.values()[1], results.values()[0]);
 }
 
-/// What the parts are in, and what the result.
-struct Types {
-  DType parts;
-  DType result;
-};
-
 using CudaReduce = OnDeviceWith<std::tuple<Types, int>>;
-
-struct Outcome {
-  std::vector<std::byte> result;
-  DeviceStatistics statistics;
-  DeviceStatistics of_result;  ///< the same by grad_statistics
-};
-
-Outcome reduce_on_device(const std::vector<std::vector<float>>& parts, Types types, const std::vector<float>& before,
-                         Accumulate accumulate, std::size_t offset, Stream stream) {
-  std::vector<DeviceArray<std::byte>> arrays;
-  std::vector<const void*> pointers;
-  for (const std::vector<float>& part : parts) {
-    arrays.emplace_back(encoded(part, types.parts), stream, offset * size_of(types.parts));
-    pointers.push_back(arrays.back().data());
-  }
-  const DeviceArray<std::byte> result(encoded(before, types.result), stream, offset * size_of(types.result));
-  const DeviceArray<DeviceStatistics> statistics(std::vector<DeviceStatistics>(2), stream);
-  const DeviceArray<std::byte> space = workspace(stream);
-  const float factor = 1.0F / static_cast<float>(parts.size());
-  cuda::reduce(pointers, types.parts, factor, result.data(), types.result, before.size(), accumulate, statistics.data(),
-               space.data(), stream);
-  cuda::grad_statistics(result.data(), types.result, before.size(), statistics.data() + 1, space.data(), stream);
-  return {result.values(), statistics.values()[0], statistics.values()[1]};
-}
 
 void expect_reduced(const std::vector<std::vector<float>>& parts, Types types, Accumulate accumulate,
                     std::size_t offset, Stream stream) {
@@ -152,16 +121,10 @@ void expect_reduced(const std::vector<std::vector<float>>& parts, Types types, A
   reduce(pointers, 1.0F / static_cast<float>(parts.size()), expected, accumulate);
   for (float& value : expected) value = representable(value, types.result);
 
-  const Outcome actual = reduce_on_device(parts, types, before, accumulate, offset, stream);
+  const Outcome actual = outcome_of(cuda::reduce, parts, types, before, accumulate, offset, stream);
   EXPECT_TRUE(same_bits(actual.result, encoded(expected, types.result)));
   expect_statistics(actual.statistics, expected);
   EXPECT_EQ(actual.statistics, actual.of_result);
-}
-
-std::vector<std::vector<float>> parts_of(int count, std::size_t numel, DType dtype) {
-  std::vector<std::vector<float>> parts;
-  for (int part = 0; part < count; ++part) parts.push_back(numbers(numel, static_cast<std::uint32_t>(part) + 1, dtype));
-  return parts;
 }
 
 TEST_P(CudaReduce, AddsInTheOrderOfTheRanks) {
@@ -181,20 +144,12 @@ TEST_P(CudaReduce, ReportsWhatIsNotFinite) {
   std::vector<std::vector<float>> parts = parts_of(ranks, 5000, types.parts);
   parts.back()[4321] = infinity;
   parts.front()[4999] = infinity;
-  const Outcome outcome = reduce_on_device(parts, types, std::vector<float>(5000), Accumulate::yes, 0, stream());
+  const Outcome outcome =
+      outcome_of(cuda::reduce, parts, types, std::vector<float>(5000), Accumulate::yes, 0, stream());
   EXPECT_EQ(outcome.statistics.non_finite, 2U);
   EXPECT_EQ(outcome.statistics.first_bad, 4321U);
+  EXPECT_EQ(outcome.statistics, outcome.of_result);
 }
-
-std::string name_of_case(const testing::TestParamInfo<std::tuple<Types, int>>& info) {
-  const auto [types, ranks] = info.param;
-  return std::string(name_of(types.parts)) + "_to_" + std::string(name_of(types.result)) + "_" + std::to_string(ranks) +
-         "_ranks";
-}
-
-constexpr std::array all_types{Types{DType::fp32, DType::fp32}, Types{DType::bf16, DType::fp32},
-                               Types{DType::fp16, DType::fp32}, Types{DType::fp32, DType::bf16},
-                               Types{DType::bf16, DType::bf16}, Types{DType::fp16, DType::bf16}};
 
 INSTANTIATE_TEST_SUITE_P(Worlds, CudaReduce,
                          testing::Combine(testing::ValuesIn(all_types), testing::Values(1, 2, 3, 8, 9, 21)),
@@ -204,15 +159,15 @@ using CudaReduceToBf16 = OnDevice;
 
 // 1 + 2^-8 is half-way between bf16 numbers. Rounded to a bf16 of its own first, the sum would leave 1 as it is.
 TEST_F(CudaReduceToBf16, RoundsOnce) {
-  const Outcome outcome = reduce_on_device({{0x1p-8F}, {0x1p-8F + 0x1p-20F}}, {DType::fp32, DType::bf16}, {1.0F},
-                                           Accumulate::yes, 0, stream());
+  const Outcome outcome = outcome_of(cuda::reduce, {{0x1p-8F}, {0x1p-8F + 0x1p-20F}}, {DType::fp32, DType::bf16},
+                                     {1.0F}, Accumulate::yes, 0, stream());
   EXPECT_EQ(outcome.result, encoded({1 + 0x1p-7F}, DType::bf16));
   EXPECT_EQ(outcome.statistics.square_sum, (1 + 0x1p-7) * (1 + 0x1p-7));
 }
 
 TEST_F(CudaReduceToBf16, TakesTiesToTheEvenOne) {
-  const Outcome outcome =
-      reduce_on_device({{1 + 0x1p-8F, 1 + 0x3p-8F}}, {DType::fp32, DType::bf16}, {0, 0}, Accumulate::no, 0, stream());
+  const Outcome outcome = outcome_of(cuda::reduce, {{1 + 0x1p-8F, 1 + 0x3p-8F}}, {DType::fp32, DType::bf16}, {0, 0},
+                                     Accumulate::no, 0, stream());
   EXPECT_EQ(outcome.result, encoded({1.0F, 1 + 0x1p-6F}, DType::bf16));
 }
 
@@ -222,8 +177,8 @@ TEST_F(CudaReduceToBf16, ReportsWhatRoundsToInfinity) {
   part[1] = 3.4e38F;
   part[4] = quiet_nan;
   for (const std::size_t offset : {0, 1}) {
-    const Outcome outcome =
-        reduce_on_device({part}, {DType::fp32, DType::bf16}, std::vector<float>(6), Accumulate::yes, offset, stream());
+    const Outcome outcome = outcome_of(cuda::reduce, {part}, {DType::fp32, DType::bf16}, std::vector<float>(6),
+                                       Accumulate::yes, offset, stream());
     EXPECT_EQ(outcome.result, encoded({1, infinity, 1, 1, quiet_nan, 1}, DType::bf16));
     EXPECT_EQ(outcome.statistics, (DeviceStatistics{4, 2, 1}));
     EXPECT_EQ(outcome.of_result, outcome.statistics);

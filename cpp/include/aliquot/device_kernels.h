@@ -33,9 +33,6 @@ void pack(const Layout& layout, std::span<const PackSource> sources, void* full,
 /// to[i] = from[i], rounded to nearest even.
 void cast(const void* from, DType from_dtype, void* to, DType to_dtype, std::size_t count, Stream stream);
 
-/// Every element becomes NaN.
-void fill_nan(void* data, DType dtype, std::size_t count, Stream stream);
-
 /// data[i] *= *factor, in fp32, rounded to nearest even: a factor worked out on the device never visits the host.
 /// \throws InvalidArgument if the gradients are neither fp32 nor bf16; so do all that follow
 void scale(void* data, DType dtype, std::size_t count, const float* factor, Stream stream);
@@ -60,6 +57,12 @@ std::size_t reduce_workspace_bytes();
 inline constexpr std::size_t max_parts = 1024;
 void reduce(std::span<const void* const> parts, DType dtype, float factor, void* result, DType result_dtype,
             std::size_t count, Accumulate accumulate, DeviceStatistics* statistics, void* workspace, Stream stream);
+
+/// The same, to the bit, for parts of which some lie in memory of peers: as fast as the link, and on few of the
+/// multiprocessors, so that others compute beside it. Only square_sum is added in an order of its own.
+void pull_and_reduce(std::span<const void* const> parts, DType dtype, float factor, void* result, DType result_dtype,
+                     std::size_t count, Accumulate accumulate, DeviceStatistics* statistics, void* workspace,
+                     Stream stream);
 
 /// bf16 gives the bits that the same values give in fp32; both give what reduce() leaves.
 void grad_statistics(const void* data, DType dtype, std::size_t count, DeviceStatistics* statistics, void* workspace,
@@ -153,7 +156,5 @@ void adamw(const AdamWArrays& arrays, const Chunk* chunks, std::size_t chunk_cou
 
 /// param[i], low[i] = the halves of master[i] (split_master.h).
 void split_masters(const float* master, void* param, std::uint16_t* low, std::size_t count, Stream stream);
-/// The way back.
-void join_masters(const void* param, const std::uint16_t* low, float* master, std::size_t count, Stream stream);
 
 }  // namespace aliquot::cuda
