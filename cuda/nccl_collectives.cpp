@@ -16,8 +16,8 @@ constexpr auto bytes = nccl::DataType::uint8;
 }  // namespace
 
 void NcclCommunicator::all_gather(const Tag& tag, std::span<const std::byte> part, std::byte* whole, Stream stream) {
-  watch_.say("all_gather", tag, part.size());
-  if (part.empty()) return failure_.raise();
+  say("all_gather", tag, part.size());
+  if (part.empty()) return raise_failure();
   enqueue(gathers_, "all-gather", stream, [&](nccl::Comm comm) {
     return api_.all_gather(part.data(), whole, part.size(), bytes, comm, cuda::native(stream));
   });
@@ -25,8 +25,8 @@ void NcclCommunicator::all_gather(const Tag& tag, std::span<const std::byte> par
 
 void NcclCommunicator::broadcast(const Tag& tag, std::span<std::byte> data, int root, Stream stream) {
   require_rank(root, world_size());
-  watch_.say("broadcast", tag, data.size(), root);
-  if (data.empty()) return failure_.raise();
+  say("broadcast", tag, data.size(), root);
+  if (data.empty()) return raise_failure();
   enqueue(gathers_, "broadcast", stream, [&](nccl::Comm comm) {
     return api_.broadcast(data.data(), data.data(), data.size(), bytes, root, comm, cuda::native(stream));
   });
@@ -34,20 +34,20 @@ void NcclCommunicator::broadcast(const Tag& tag, std::span<std::byte> data, int 
 
 void NcclCommunicator::exchange(const Tag& tag, const std::byte* input, std::byte* output, std::size_t piece_bytes,
                                 Stream stream) {
-  watch_.say("exchange", tag, piece_bytes);
+  say("exchange", tag, piece_bytes);
   trade_pieces(input, output, piece_bytes, stream);
 }
 
 void NcclCommunicator::all_to_all(const Tag& tag, const std::byte* input, std::byte* output, std::size_t piece_bytes,
                                   Stream stream) {
-  watch_.say("all_to_all", tag, piece_bytes);
+  say("all_to_all", tag, piece_bytes);
   const std::size_t own = static_cast<std::size_t>(rank()) * piece_bytes;
   copy_async(output + own, input + own, piece_bytes, stream);
   trade_pieces(input, output, piece_bytes, stream);
 }
 
 void NcclCommunicator::trade_pieces(const std::byte* input, std::byte* output, std::size_t piece_bytes, Stream stream) {
-  if (piece_bytes == 0 || world_size() == 1) return failure_.raise();
+  if (piece_bytes == 0 || world_size() == 1) return raise_failure();
   enqueue(others_, "exchange pieces", stream, [&](nccl::Comm comm) {
     nccl::Result result = api_.group_start();
     for (int step = 1; step < world_size() && result == nccl::Result::success; ++step) {
@@ -65,28 +65,18 @@ void NcclCommunicator::trade_pieces(const std::byte* input, std::byte* output, s
 }
 
 void NcclCommunicator::send(const Tag& tag, std::span<const std::byte> data, int to, Stream stream) {
-  meet(tag, data.size(), rank(), to);
+  agree(tag, data.size(), rank(), to);
   if (data.empty()) return;
   enqueue(others_, "send", stream,
           [&](nccl::Comm comm) { return api_.send(data.data(), data.size(), bytes, to, comm, cuda::native(stream)); });
 }
 
 void NcclCommunicator::receive(const Tag& tag, std::span<std::byte> data, int from, Stream stream) {
-  meet(tag, data.size(), from, rank());
+  agree(tag, data.size(), from, rank());
   if (data.empty()) return;
   enqueue(others_, "receive", stream, [&](nccl::Comm comm) {
     return api_.receive(data.data(), data.size(), bytes, from, comm, cuda::native(stream));
   });
-}
-
-// By way of the tags, which partners on the host compare.
-void NcclCommunicator::meet(const Tag& tag, std::size_t size, int from, int to) {
-  const std::string unit = std::string(tag.unit) + ", " + std::to_string(size) + " bytes";
-  if (from == rank()) {
-    host_.send({tag.operation, unit}, {}, to, {});
-  } else {
-    host_.receive({tag.operation, unit}, {}, from, {});
-  }
 }
 
 namespace {
@@ -118,10 +108,10 @@ struct Registration {
 
 std::shared_ptr<void> NcclCommunicator::register_memory(std::span<std::byte> memory) {
   if (api_.register_window == nullptr || memory.empty() || world_size() == 1) return nullptr;
-  host_.barrier({"register", std::to_string(memory.size()) + " bytes"});
+  host().barrier({"register", std::to_string(memory.size()) + " bytes"});
   auto registrations = std::make_shared<std::list<Registration>>();
   for (Queue* queue : {&gathers_, &others_}) {
-    nccl::Window& window = registrations->emplace_back(queue->link, device_).window;
+    nccl::Window& window = registrations->emplace_back(queue->link, device()).window;
     call(*queue, "register memory", [&](nccl::Comm comm) {
       return api_.register_window(comm, memory.data(), memory.size(), &window, nccl::window_symmetric);
     });

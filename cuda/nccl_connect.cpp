@@ -1,28 +1,17 @@
 #include "cuda/nccl_connect.h"
 
 #include <algorithm>
-#include <array>
-#include <cstring>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "aliquot/error.h"
-#include "cuda/launch.h"
+#include "cuda/gpu_identity.h"
 
 namespace aliquot::nccl {
 namespace {
 
-using Uuid = std::array<std::byte, sizeof(cudaUUID_t)>;
-
-Uuid uuid_of(Device device) {
-  if (device.type != Device::Type::cuda) throw InvalidArgument("the transport nccl joins GPUs, not CPUs");
-  cudaDeviceProp properties{};
-  cuda::check(cudaGetDeviceProperties(&properties, device.index), "say which device this is");
-  Uuid uuid{};
-  std::memcpy(uuid.data(), &properties.uuid, uuid.size());
-  return uuid;
-}
+using cuda::Uuid;
 
 /// Of rank 0, to all: made by it, unless the caller brought one.
 UniqueId shared_id(Communicator& control, const std::string& brought) {
@@ -63,9 +52,8 @@ Comm adopted(const Communicator& control, Device device, void* handle) {
 }  // namespace
 
 void require_own_device(Communicator& control, Device device) {
-  const Uuid mine = uuid_of(device);
-  std::vector<Uuid> all(static_cast<std::size_t>(control.world_size()));
-  control.all_gather({"connect", "devices"}, mine, std::as_writable_bytes(std::span(all)).data());
+  const Uuid mine = cuda::uuid_of(device);
+  const std::vector<Uuid> all = cuda::uuids_of_ranks(control, mine);
   for (std::size_t r = 0; r < all.size(); ++r) {
     if (static_cast<int>(r) == control.rank() || all[r] != mine) continue;
     throw InvalidArgument("rank " + std::to_string(control.rank()) + " and rank " + std::to_string(r) +

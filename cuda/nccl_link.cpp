@@ -1,5 +1,6 @@
 #include "cuda/nccl_link.h"
 
+#include <memory>
 #include <thread>
 #include <utility>
 
@@ -10,26 +11,19 @@ namespace aliquot::nccl {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using cuda::Aside;
 
 // A call that holds the lock for longer than this waits for the device, and only an abort gets it on.
 constexpr std::chrono::seconds stuck_after(1);
 constexpr std::chrono::seconds farewell(5);
 constexpr std::chrono::milliseconds between_looks(10);
 
-Config non_blocking(Config config) {
-  config.blocking = 0;
+Config blocking(Config config) {
+  config.blocking = 1;
   return config;
 }
 
-// NCCL writes here when it has made a communicator, which may be after whoever wanted it has lost patience: never
-// freed.
-Comm& place_for_comm() { return *new Comm(nullptr); }
-
-// Most waits are over at once; connecting takes seconds, and leaves the core to others.
-void pause_since(Clock::time_point start) {
-  if (Clock::now() - start < std::chrono::milliseconds(1)) return std::this_thread::yield();
-  std::this_thread::sleep_for(std::chrono::microseconds(100));
-}
+void pause() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
 
 bool refused(Result result) { return result != Result::success && result != Result::in_progress; }
 
@@ -37,81 +31,58 @@ bool refused(Result result) { return result != Result::success && result != Resu
 
 Link::Link(Device device, int rank, int world_size, const UniqueId& id, Config config, Patience patience)
     : api_(api()), device_(device), patience_(std::move(patience)) {
-  const DeviceGuard guard(device_);
-  Config wanted = non_blocking(config);
-  Comm& made = place_for_comm();
-  const Result result = api_.init_rank(&made, world_size, id, rank, &wanted);
-  if (refused(result)) refuse("connect the ranks", result);
-  become(made, "connect the ranks");
+  become("connect the ranks", [&api = api_, rank, world_size, id, config](Comm* made) {
+    Config wanted = blocking(config);
+    return api.init_rank(made, world_size, id, rank, &wanted);
+  });
 }
 
 Link::Link(Device device, int rank, Comm parent, Config config, Patience patience)
     : api_(api()), device_(device), patience_(std::move(patience)) {
-  const DeviceGuard guard(device_);
-  Config wanted = non_blocking(config);
-  Comm& made = place_for_comm();
-  const Result result = api_.split(parent, 0, rank, &made, &wanted);
-  if (refused(result)) refuse("split the communicator", result);
-  settle("split the communicator", [&] { return state_of(parent); });
-  become(made, "split the communicator");
+  become("split the communicator", [&api = api_, rank, parent, config](Comm* made) {
+    Config wanted = blocking(config);
+    Result result = api.split(parent, 0, rank, made, &wanted);
+    for (; result == Result::in_progress; pause()) {  // of a parent that does not block
+      if (const Result asked = api.async_error(parent, &result); refused(asked)) return asked;
+    }
+    return result;
+  });
 }
 
 Link::~Link() {
-  if (!finish()) abort();
+  finish();
   await_abort();
 }
 
-void Link::become(Comm comm, const char* what) {
-  comm_ = comm;
-  try {
-    settle(what, [&] { return state(comm); });
-  } catch (...) {
-    abort();
-    await_abort();
-    throw;
-  }
-}
-
-void Link::call(const char* what, const std::function<Result(Comm)>& make) {
-  Comm comm = nullptr;
-  {
-    const std::lock_guard lock(mutex_);
-    comm = comm_;
-    const Result result = comm == nullptr ? Result::in_progress : make(comm);
-    if (refused(result)) refuse(what, result);
-  }
-  // Also where the call says success: a registration does, and is then under way like any other.
-  settle(what, [&] { return state(comm); });
-}
-
-void Link::settle(const char* what, const std::function<std::optional<Result>()>& ask) {
-  const auto start = Clock::now();
-  for (auto next_look = start;; pause_since(start)) {
-    const std::optional<Result> now = ask();
-    if (now == Result::success) return;
-    if (now && refused(*now)) refuse(what, *now);
-    if (now && Clock::now() < next_look) continue;
+// NCCL keeps whoever makes a communicator waiting for all ranks, with no way out.
+void Link::become(const char* what, const std::function<Result(Comm*)>& make) {
+  const auto made = std::make_shared<Comm>();
+  Aside<Result> making(device_, [make, made] { return make(made.get()); });
+  for (const auto start = Clock::now(); !making.done_within(between_looks);) {
     patience_.require_hope();
-    if (!now) throw CommunicatorError(std::string("NCCL could not ") + what + ": its communicator was aborted");
     if (Clock::now() - start > patience_.timeout) {
       throw CommunicatorError(std::string("NCCL could not ") + what + " within " +
                               std::to_string(patience_.timeout.count()) +
                               " ms (the communicator's timeout): not every rank takes part");
     }
-    next_look = Clock::now() + between_looks;
   }
+  if (const Result result = making.result(); result != Result::success) refuse(what, result);
+  comm_ = *made;
+}
+
+void Link::call(const char* what, const std::function<Result(Comm)>& make) {
+  const std::lock_guard lock(mutex_);
+  const Comm comm = comm_;
+  if (comm == nullptr) {
+    throw CommunicatorError(std::string("NCCL could not ") + what + ": its communicator was aborted");
+  }
+  if (const Result result = make(comm); result != Result::success) refuse(what, result);
 }
 
 Result Link::state_of(Comm comm) const {
   Result state = Result::success;
   const Result asked = api_.async_error(comm, &state);
   return asked == Result::success ? state : asked;
-}
-
-std::optional<Result> Link::state(Comm comm) {
-  const std::lock_guard lock(mutex_);
-  if (comm == nullptr || comm_ != comm) return {};
-  return state_of(comm);
 }
 
 void Link::require_health() {
@@ -131,33 +102,27 @@ void Link::abort() noexcept {
     const std::unique_lock lock(mutex_, stuck_after);
   }
   try {
-    std::packaged_task<void()> task([comm, &api = api_, index = device_.index] {
-      if (cudaSetDevice(index) == cudaSuccess) api.abort(comm);
-    });
-    aborted_ = task.get_future();
-    std::thread(std::move(task)).detach();
-  } catch (...) {  // there was no thread to be had
+    aborting_.emplace(device_, [comm, &api = api_] { return api.abort(comm); });
+  } catch (const std::exception&) {  // there was no thread to be had
     api_.abort(comm);
   }
 }
 
 void Link::await_abort() noexcept {
-  if (aborted_.valid()) aborted_.wait_for(farewell);
+  if (aborting_) aborting_->done_within(farewell);
 }
 
-bool Link::finish() noexcept try {
-  const Comm comm = comm_;
-  if (comm == nullptr) return true;
-  const DeviceGuard guard(device_);
-  if (refused(api_.finalize(comm))) return false;
-  for (const auto deadline = Clock::now() + farewell; state_of(comm) != Result::success;) {
-    if (refused(state_of(comm)) || Clock::now() > deadline) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-  comm_ = nullptr;
-  return !refused(api_.destroy(comm));
-} catch (const Error&) {  // the device is of no more use
-  return false;
+// NCCL waits here for the ranks of this host. If they don't come, it is left waiting: an abort beside it would free
+// what it uses.
+void Link::finish() noexcept try {
+  const Comm comm = comm_.exchange(nullptr);
+  if (comm == nullptr) return;
+  Aside<Result> finishing(device_, [comm, &api = api_] {
+    const Result finalized = api.finalize(comm);
+    return finalized == Result::success ? api.destroy(comm) : finalized;
+  });
+  finishing.done_within(farewell);
+} catch (const std::exception&) {  // there was no thread to be had
 }
 
 void Link::refuse(const char* what, Result result) const {

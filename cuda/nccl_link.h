@@ -5,12 +5,12 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
-#include <future>
 #include <mutex>
 #include <optional>
 #include <string>
 
 #include "aliquot/device.h"
+#include "cuda/aside.h"
 #include "cuda/nccl_api.h"
 
 namespace aliquot::nccl {
@@ -21,8 +21,8 @@ struct Patience {
   std::function<void()> require_hope;  ///< asked again and again during a wait; throws when it has become pointless
 };
 
-/// Owner of a non-blocking communicator of NCCL. NCCL's calls on it are made one at a time, whichever threads make
-/// them; only abort does not wait for a call that is stuck.
+/// Owner of a communicator of NCCL. NCCL's calls on it are made one at a time, whichever threads make them; only abort
+/// does not wait for a call that is stuck.
 class Link {
  public:
   /// Collective: every rank has the same `id` and `config`.
@@ -34,8 +34,9 @@ class Link {
   /// Ends in good order with its peers, within seconds; else aborts.
   ~Link();
 
-  /// `make(comm)` makes a call of NCCL, which has taken effect when this returns.
-  /// \throws CommunicatorError with `what` if NCCL refuses, or if peers keep it waiting past the timeout
+  /// `make(comm)` makes a call of NCCL, which has taken effect when this returns. The first of a kind waits for peers;
+  /// an abort gets it out.
+  /// \throws CommunicatorError with `what` if NCCL refuses
   void call(const char* what, const std::function<Result(Comm)>& make);
   /// Throws CommunicatorError if NCCL met an error since. Never waits.
   void require_health();
@@ -47,13 +48,9 @@ class Link {
   void abandon() noexcept { comm_ = nullptr; }
 
  private:
-  void become(Comm comm, const char* what);
-  /// Waits for `ask()` to say success; none says that it never will.
-  void settle(const char* what, const std::function<std::optional<Result>()>& ask);
+  void become(const char* what, const std::function<Result(Comm*)>& make);
   Result state_of(Comm comm) const;
-  /// None once the link was aborted.
-  std::optional<Result> state(Comm comm);
-  bool finish() noexcept;
+  void finish() noexcept;
   [[noreturn]] void refuse(const char* what, Result result) const;
 
   const Api& api_;
@@ -61,7 +58,7 @@ class Link {
   Patience patience_;
   std::timed_mutex mutex_;
   std::atomic<Comm> comm_ = nullptr;  ///< null once it was aborted
-  std::future<void> aborted_;
+  std::optional<cuda::Aside<Result>> aborting_;
 };
 
 }  // namespace aliquot::nccl

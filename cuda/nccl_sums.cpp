@@ -49,9 +49,9 @@ void add_in_rank_order(std::byte* pieces, int world_size, std::span<float> sum, 
 }  // namespace
 
 void NcclCommunicator::reduce_scatter(const Tag& tag, const float* whole, std::span<float> part, Stream stream) {
-  watch_.say("reduce_scatter", tag, part.size());
-  if (part.empty()) return failure_.raise();
-  const Scratch pieces(device_, scratch_bytes(part.size_bytes(), world_size()), stream);
+  say("reduce_scatter", tag, part.size());
+  if (part.empty()) return raise_failure();
+  const Scratch pieces(device(), scratch_bytes(part.size_bytes(), world_size()), stream);
   const std::size_t own = static_cast<std::size_t>(rank()) * part.size_bytes();
   copy_async(pieces.data() + own, whole + static_cast<std::size_t>(rank()) * part.size(), part.size_bytes(), stream);
   trade_pieces(reinterpret_cast<const std::byte*>(whole), pieces.data(), part.size_bytes(), stream);
@@ -60,9 +60,9 @@ void NcclCommunicator::reduce_scatter(const Tag& tag, const float* whole, std::s
 
 // On the queue of sums, though its bytes are gathered: it must not wait for a gather of parameters.
 void NcclCommunicator::all_reduce(const Tag& tag, std::span<float> data, Stream stream) {
-  watch_.say("all_reduce", tag, data.size());
-  if (data.empty()) return failure_.raise();
-  const Scratch pieces(device_, scratch_bytes(data.size_bytes(), world_size()), stream);
+  say("all_reduce", tag, data.size());
+  if (data.empty()) return raise_failure();
+  const Scratch pieces(device(), scratch_bytes(data.size_bytes(), world_size()), stream);
   enqueue(others_, "all-reduce", stream, [&](nccl::Comm comm) {
     return api_.all_gather(data.data(), pieces.data(), data.size_bytes(), nccl::DataType::uint8, comm,
                            cuda::native(stream));

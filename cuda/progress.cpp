@@ -3,14 +3,11 @@
 #include "cuda/launch.h"
 
 namespace aliquot::cuda {
-namespace {
 
 bool capturing(Stream stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   return cudaStreamIsCapturing(native(stream), &status) == cudaSuccess && status != cudaStreamCaptureStatusNone;
 }
-
-}  // namespace
 
 void Progress::mark(Stream stream) {
   if (capturing(stream)) return;
@@ -19,6 +16,10 @@ void Progress::mark(Stream stream) {
   if (since_.load() != never) return;
   oldest_.record(stream);
   since_ = Clock::now();
+}
+
+void Progress::precede(Stream stream) {
+  if (!capturing(stream)) last_.block(stream);
 }
 
 Progress::Clock::duration Progress::age() {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "aliquot/error.h"
+#include "aliquot/memory_resource.h"
 #include "observation.h"
 #include "rank.h"
 
@@ -34,6 +35,36 @@ Communicator::Communicator(int rank, int world_size, std::chrono::milliseconds t
 }
 
 void Communicator::require_intact() {}
+
+std::uint64_t Communicator::launch(std::function<void()> work) {
+  work();
+  return 0;
+}
+
+void Communicator::await(std::uint64_t) {}
+
+// An interrupt of the host language ends the world, and then the wait.
+void settle(Communicator& communicator) noexcept {
+  for (bool over = false; !over;) {
+    try {
+      communicator.await(Communicator::every_launch);
+      over = true;
+    } catch (const Error&) {
+      over = true;
+    } catch (...) {
+      continue;
+    }
+  }
+}
+
+std::unique_ptr<MemoryResource> Communicator::registrable_memory() { return nullptr; }
+
+const std::byte* Communicator::peer(int, const std::byte*) const { return nullptr; }
+
+void Communicator::meet(const Tag&, int, Stream) {
+  throw InvalidArgument("meet: the ranks of the transport '" + std::string(name()) +
+                        "' don't meet on a device; those of the transport peer do");
+}
 
 PeerMemory Communicator::share(std::size_t) { refuse(*this, "share"); }
 

@@ -2,17 +2,24 @@
 
 #include <algorithm>
 
+#include "channels.h"
 #include "require_takeable.h"
 #include "stopwatch.h"
 
 namespace aliquot {
 namespace {
 
+std::vector<std::size_t> units_that_train(const ShardStore& store) {
+  std::vector<std::size_t> units;
+  for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
+    if (store.holds(unit, Role::grad)) units.push_back(unit);
+  }
+  return units;
+}
+
 std::size_t largest_unit(const ShardStore& store) {
   std::size_t largest = 0;
-  for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
-    if (store.holds(unit, Role::grad)) largest = std::max(largest, store.layout(unit).bytes());
-  }
+  for (const std::size_t unit : units_that_train(store)) largest = std::max(largest, store.layout(unit).bytes());
   return largest;
 }
 
@@ -27,14 +34,15 @@ cuda::ReportShape shape_of(const ShardStore& store) {
 
 }  // namespace
 
-std::size_t DeviceReducer::planned_bytes(const ShardStore& store) {
-  return 3 * DeviceArena::planned(largest_unit(store)) + DeviceArena::planned(cuda::reduce_workspace_bytes()) +
+std::size_t DeviceReducer::planned_bytes(const ShardStore& store, const Communicator& communicator) {
+  const std::size_t boxes = communicator.maps_peers() ? 2 : 3;
+  return boxes * DeviceArena::planned(largest_unit(store)) + DeviceArena::planned(cuda::reduce_workspace_bytes()) +
          DeviceArena::planned(shape_of(store).bytes()) + DeviceArena::planned(sizeof(float));
 }
 
 DeviceReducer::DeviceReducer(ShardStore& store, Communicator& communicator, MemoryResource& memory)
     : store_(store), communicator_(communicator), device_(memory.device()), units_(store.unit_count()),
-      shape_(shape_of(store)), stream_(device_, Priority::high), reduced_(device_) {
+      order_(units_that_train(store)), shape_(shape_of(store)), stream_(device_, Priority::high), reduced_(device_) {
   const std::size_t largest = largest_unit(store);
   std::size_t params = 0;
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
@@ -42,8 +50,8 @@ DeviceReducer::DeviceReducer(ShardStore& store, Communicator& communicator, Memo
     units_[unit].present.resize(store.layout(unit).unit().params.size());
     params += units_[unit].present.size();
   }
-  for (Outbox& outbox : outboxes_) outbox = {Buffer(memory, largest), Event(device_), Event(device_)};
-  inbox_ = Buffer(memory, largest);
+  for (Outbox& outbox : outboxes_) outbox = {Buffer(memory, largest), Event(device_), Event(device_), 0};
+  if (!communicator.maps_peers()) inbox_ = Buffer(memory, largest);
   workspace_ = Buffer(memory, cuda::reduce_workspace_bytes());
   report_ = Buffer(memory, shape_.bytes());
   factor_ = Buffer(memory, sizeof(float));
@@ -58,6 +66,7 @@ std::uint8_t* DeviceReducer::present_of(std::size_t unit) const {
 }
 
 DeviceReducer::~DeviceReducer() {
+  settle(communicator_);
   try {
     synchronize(stream_.get());
   } catch (const Error&) {
@@ -67,50 +76,102 @@ DeviceReducer::~DeviceReducer() {
 
 bool DeviceReducer::offer(std::size_t unit, const Gradients& gradients, Stream stream) {
   const Stopwatch stopwatch(statistics_.seconds);
-  Unit& state = units_.at(unit);
-  require_takeable(store_, unit, gradients, state.offered);
+  require_takeable(store_, unit, gradients, units_.at(unit).offered);
+  if (!order_.is_turn_of(unit)) return false;
+  take(unit, gradients, stream);
+  return true;
+}
+
+void DeviceReducer::take(std::size_t unit, const Gradients& gradients, Stream stream) {
+  Unit& state = units_[unit];
   const Layout& layout = store_.layout(unit);
-  std::vector<cuda::PackSource> sources;
-  for (const void* gradient : gradients) sources.push_back({gradient, layout.unit().dtype});
   for (std::size_t param = 0; param < gradients.size(); ++param) {
     if (gradients[param] != nullptr) state.present[param] = true;
   }
   const DeviceGuard guard(device_);
   Outbox& outbox = outboxes_[next_outbox_++ % outboxes_.size()];
   store_.take_gradient(unit, stream);
+  communicator_.await(outbox.launch);
   block(outbox.sent, stream, timeline_, Activity::reduce, layout.unit().name);
+  pack(unit, gradients, outbox, stream);
+  send(unit, outbox);
+  state.offered = true;
+  state.empty = false;
+  order_.advance();
+  ++statistics_.reduces;
+  statistics_.bytes += layout.bytes();
+}
+
+void DeviceReducer::pack(std::size_t unit, const Gradients& gradients, Outbox& outbox, Stream stream) {
+  const Layout& layout = store_.layout(unit);
+  std::vector<cuda::PackSource> sources;
+  for (const void* gradient : gradients) sources.push_back({gradient, layout.unit().dtype});
   {
     const TimedScope timed(timeline_, Activity::pack, Hold::work, layout.unit().name, layout.bytes(), stream);
     cuda::pack(layout, sources, outbox.memory.data(), layout.unit().dtype, present_of(unit), stream);
   }
   outbox.packed.record(stream);
-  outbox.packed.block(stream_.get());
-  reduce(unit, outbox);
-  outbox.sent.record(stream_.get());
-  state.offered = true;
-  state.empty = false;
-  ++statistics_.reduces;
-  statistics_.bytes += layout.bytes();
-  return true;
 }
 
-void DeviceReducer::reduce(std::size_t unit, const Outbox& outbox) {
-  const Layout& layout = store_.layout(unit);
+// docs/design.md, "Launching".
+void DeviceReducer::send(std::size_t unit, Outbox& outbox) {
+  const Sum sum{.unit = unit,
+                .result = store_.own_bytes(unit, Role::grad).data(),
+                .accumulate = units_[unit].empty ? Accumulate::no : Accumulate::yes,
+                .timeline = timeline_};
+  if (!communicator_.maps_peers()) {
+    outbox.launch = communicator_.launch([=, this, &outbox] { reduce_by_exchange(sum, outbox); });
+    return;
+  }
+  Outbox& before = outboxes_[next_outbox_ % outboxes_.size()];
+  before.launch = communicator_.launch([=, this, &outbox, &before] { reduce_from_peers(sum, outbox, before); });
+}
+
+void DeviceReducer::reduce_by_exchange(const Sum& sum, Outbox& outbox) {
+  const Layout& layout = store_.layout(sum.unit);
+  const Stream stream = stream_.get();
   const std::size_t piece = layout.shard_bytes();
-  const TimedScope timed(timeline_, Activity::reduce, Hold::none, layout.unit().name, layout.bytes(), stream_.get());
+  outbox.packed.block(stream);
+  const TimedScope timed(sum.timeline, Activity::reduce, Hold::none, layout.unit().name, layout.bytes(), stream);
   if (communicator_.world_size() > 1) {
-    communicator_.exchange({"reduce", layout.unit().name}, outbox.memory.data(), inbox_.data(), piece, stream_.get());
+    communicator_.exchange({"reduce", layout.unit().name}, outbox.memory.data(), inbox_.data(), piece, stream);
   }
   std::vector<const void*> parts;
   for (int rank = 0; rank < communicator_.world_size(); ++rank) {
     const Buffer& box = rank == communicator_.rank() ? outbox.memory : inbox_;
     parts.push_back(box.data() + piece * static_cast<std::size_t>(rank));
   }
+  add(sum, parts);
+  outbox.sent.record(stream);
+}
+
+// When the ranks meet, all outboxes of this unit are packed, and those of the unit before have been read.
+void DeviceReducer::reduce_from_peers(const Sum& sum, Outbox& outbox, Outbox& before) {
+  const Layout& layout = store_.layout(sum.unit);
+  const Stream stream = stream_.get();
+  outbox.packed.block(stream);
+  const TimedScope timed(sum.timeline, Activity::reduce, Hold::none, layout.unit().name, layout.bytes(), stream);
+  communicator_.meet({"reduce", layout.unit().name}, reduce_channel, stream);
+  before.sent.record(stream);
+  const auto place = static_cast<std::size_t>(communicator_.rank()) * layout.shard_bytes();
+  std::vector<const void*> parts;
+  for (int rank = 0; rank < communicator_.world_size(); ++rank) {
+    parts.push_back(communicator_.peer(rank, outbox.memory.data() + place));
+  }
+  add(sum, parts);
+}
+
+void DeviceReducer::add(const Sum& sum, std::span<const void* const> parts) {
+  const Layout& layout = store_.layout(sum.unit);
   const float factor = 1.0F / static_cast<float>(communicator_.world_size());
-  const Accumulate accumulate = units_[unit].empty ? Accumulate::no : Accumulate::yes;
-  cuda::reduce(parts, layout.unit().dtype, factor, store_.own_bytes(unit, Role::grad).data(),
-               store_.gradient_dtype(unit), layout.shard_numel(), accumulate, statistics_of(unit), workspace_.data(),
-               stream_.get());
+  const auto reduce = communicator_.maps_peers() && parts.size() > 1 ? cuda::pull_and_reduce : cuda::reduce;
+  reduce(parts, layout.unit().dtype, factor, sum.result, store_.gradient_dtype(sum.unit), layout.shard_numel(),
+         sum.accumulate, statistics_of(sum.unit), workspace_.data(), stream_.get());
+}
+
+void DeviceReducer::profile(Timeline* timeline) {
+  communicator_.await(Communicator::every_launch);
+  timeline_ = timeline;
 }
 
 void DeviceReducer::finish(const Left& left, Stream stream) {
@@ -119,20 +180,23 @@ void DeviceReducer::finish(const Left& left, Stream stream) {
     require_takeable(store_, unit, gradients, units_.at(unit).offered);
     mine[unit] = &gradients;
   }
-  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
-    if (units_[unit].offered || !store_.holds(unit, Role::grad)) continue;
-    offer(unit, mine[unit] ? *mine[unit] : Gradients(units_[unit].present.size(), nullptr), stream);
+  while (!order_.left().empty()) {
+    const std::size_t unit = order_.left().front();
+    take(unit, mine[unit] ? *mine[unit] : Gradients(units_[unit].present.size(), nullptr), stream);
   }
+  order_.end(communicator_.host());
   for (Unit& unit : units_) unit.offered = false;
   await_sums(stream);
 }
 
 void DeviceReducer::await_sums(Stream stream) {
+  communicator_.await(Communicator::every_launch);
   reduced_.record(stream_.get());
   block(reduced_, stream, timeline_, Activity::reduce, "end of backward");
 }
 
 void DeviceReducer::abandon(Stream stream) {
+  order_.restart();
   for (Unit& unit : units_) unit.offered = false;
   clear(stream);
 }

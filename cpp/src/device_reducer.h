@@ -13,20 +13,21 @@
 #include "aliquot/shard_store.h"
 #include "aliquot/streams.h"
 #include "aliquot/timeline.h"
+#include "reduce_order.h"
 
 namespace aliquot {
 
 /// Full gradients are packed into an outbox on the caller's stream; on a stream of its own each rank gets its piece of
-/// all outboxes and adds them in rank order. Every unit that trains is reduced once in a micro-step, also where no rank
-/// has a gradient, so that nothing need be agreed on. The host never waits. Its report says on the device what
-/// gradient_report.h says on the host.
+/// all outboxes, or reads it where peers map them, and adds them in rank order. Every unit that trains is reduced once
+/// in a micro-step, also where no rank has a gradient, so that nothing need be agreed on. The host never waits. Its
+/// report says on the device what gradient_report.h says on the host.
 class DeviceReducer {
  public:
   DeviceReducer(ShardStore& store, Communicator& communicator, MemoryResource& memory);
   /// The host waits for what is under way.
   ~DeviceReducer();
 
-  /// Always takes them: true.
+  /// False, and nothing done, if it is not the unit's turn: keep the gradients and give them to finish().
   bool offer(std::size_t unit, const Gradients& gradients, Stream stream);
   /// Ends the micro-step; from here on `stream` finds the sums in the store.
   void finish(const Left& left, Stream stream);
@@ -47,10 +48,10 @@ class DeviceReducer {
   std::span<const std::byte> report(Stream stream);
 
   /// From here on what it does is on `timeline`, if there is one.
-  void profile(Timeline* timeline) { timeline_ = timeline; }
+  void profile(Timeline* timeline);
 
   /// What one with this store takes of a DeviceArena.
-  static std::size_t planned_bytes(const ShardStore& store);
+  static std::size_t planned_bytes(const ShardStore& store, const Communicator& communicator);
 
   std::size_t outbox_bytes() const {
     return outboxes_[0].memory.bytes() + outboxes_[1].memory.bytes() + inbox_.bytes();
@@ -68,9 +69,23 @@ class DeviceReducer {
     Buffer memory;
     Event packed;
     Event sent;
+    std::uint64_t launch = 0;  ///< of the work that records `sent`: nobody reads the memory any more
   };
 
-  void reduce(std::size_t unit, const Outbox& outbox);
+  /// What a launched reduction is of.
+  struct Sum {
+    std::size_t unit;
+    std::byte* result;
+    Accumulate accumulate;
+    Timeline* timeline;
+  };
+
+  void take(std::size_t unit, const Gradients& gradients, Stream stream);
+  void pack(std::size_t unit, const Gradients& gradients, Outbox& outbox, Stream stream);
+  void send(std::size_t unit, Outbox& outbox);
+  void reduce_by_exchange(const Sum& sum, Outbox& outbox);
+  void reduce_from_peers(const Sum& sum, Outbox& outbox, Outbox& before);
+  void add(const Sum& sum, std::span<const void* const> parts);
   void measure(Stream stream);
   void await_sums(Stream stream);
   cuda::DeviceStatistics* statistics_of(std::size_t unit) const;
@@ -80,6 +95,7 @@ class DeviceReducer {
   Communicator& communicator_;
   Device device_;
   std::vector<Unit> units_;
+  ReduceOrder order_;
   cuda::ReportShape shape_;
   OwnedStream stream_;
   std::array<Outbox, 2> outboxes_;

@@ -115,6 +115,7 @@ StepResult Engine::step(std::span<const AdamWGroup> groups, std::optional<double
   const TimedScope timed(timeline_, Activity::step, Hold::work, "step", 0, stream);
   release_held(stream);
   graph_.assign(graph_.size(), false);
+  gatherer_.finish_reads(stream);
   StepResult result;
   if (auto* optimizer = std::get_if<std::unique_ptr<DeviceAdamW>>(&optimizer_)) {
     result = (*optimizer)->step(*std::get<std::unique_ptr<DeviceReducer>>(reducer_), groups, max_norm, stream);
@@ -182,7 +183,10 @@ void Engine::reset(Stream stream) {
   in_backward_.assign(in_backward_.size(), false);
 }
 
-void Engine::begin_write() { communicator_.barrier({"write parameters", ""}); }
+void Engine::begin_write() {
+  gatherer_.finish_reads();
+  communicator_.barrier({"write parameters", ""});
+}
 
 void Engine::write(std::size_t unit, std::size_t param, const float* values, Stream stream) {
   const Range range = layout(unit).param(param);

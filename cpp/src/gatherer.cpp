@@ -4,6 +4,7 @@
 #include <string>
 
 #include "aliquot/kernels.h"
+#include "channels.h"
 #include "stopwatch.h"
 
 namespace aliquot {
@@ -27,10 +28,17 @@ Signal& version_of(const PeerMemory& control, int rank) { return *reinterpret_ca
 
 Gatherer::Gatherer(ShardStore& store, Communicator& communicator, MemoryResource& memory, GathererOptions options)
     : store_(store), communicator_(communicator), options_(options), slots_(layouts_of(store), options.slots, memory),
-      stream_(memory.device(), Priority::high), published_(memory.device()),
+      stream_(memory.device(), Priority::high), published_(memory.device()), read_(memory.device()),
       forward_(bytes_of(store), options.ahead_bytes), backward_(bytes_of(store), options.ahead_bytes) {
   if (!communicator.one_sided() || options_.poison) options_.landing = Landing::slots;
   if (communicator.one_sided()) control_ = communicator.share(64);
+}
+
+Gatherer::~Gatherer() { settle(communicator_); }
+
+void Gatherer::profile(Timeline* timeline) {
+  communicator_.await(Communicator::every_launch);
+  timeline_ = timeline;
 }
 
 bool Gatherer::uses_slots() const { return store_.stage().shards_parameters() && options_.landing == Landing::slots; }
@@ -50,19 +58,35 @@ const std::byte* Gatherer::acquire(std::size_t unit, Pass pass, Slots::Home home
   }
   std::byte* slot = slots_.take(unit, home);
   fill(unit, slot);
+  await_filled(unit);
   block(slots_.filled_event(unit), stream, timeline_, Activity::gather, store_.layout(unit).unit().name);
   gather_ahead(unit, pass);
   return slot;
 }
 
-// docs/design.md, "Hand-overs between streams".
+// docs/design.md, "Hand-overs between streams" and "Launching".
 void Gatherer::fill(std::size_t unit, std::byte* slot) {
   if (slots_.holds(unit, version_)) return;
-  slots_.released_event(unit).block(stream_.get());
-  published_.block(stream_.get());
-  fetch(unit, Role::param, slot, stream_.get());
-  slots_.filled_event(unit).record(stream_.get());
-  slots_.filled(unit, version_);
+  const Stopwatch stopwatch(statistics_.seconds);
+  count(unit);
+  const auto launch =
+      communicator_.launch([this, unit, slot, timeline = timeline_, &released = slots_.released_event(unit),
+                            &filled = slots_.filled_event(unit)] {
+        released.block(stream_.get());
+        published_.block(stream_.get());
+        if (communicator_.maps_peers()) {
+          pull(unit, slot, timeline);
+        } else {
+          move(unit, Role::param, slot, stream_.get(), timeline);
+        }
+        filled.record(stream_.get());
+      });
+  slots_.filled(unit, version_, launch);
+}
+
+void Gatherer::await_filled(std::size_t unit) {
+  const Stopwatch stopwatch(statistics_.seconds);
+  communicator_.await(slots_.filled_by(unit));
 }
 
 // A slot is filled for the first unit that needs it; a later one would drive that out unused.
@@ -97,6 +121,7 @@ std::optional<std::size_t> Gatherer::in_the_way(std::size_t unit) const {
 }
 
 void Gatherer::release_all(Stream stream) {
+  communicator_.await(Communicator::every_launch);
   slots_.release_all(stream);
   end_pass(Pass::forward);
   end_pass(Pass::backward);
@@ -105,9 +130,26 @@ void Gatherer::release_all(Stream stream) {
 void Gatherer::end_pass(Pass pass) { (pass == Pass::forward ? forward_ : backward_).end_pass(); }
 
 void Gatherer::publish(Stream stream) {
+  communicator_.await(Communicator::every_launch);
   ++version_;
   published_.record(stream);
   if (communicator_.one_sided()) communicator_.post(version_of(control_, communicator_.rank()), version_);
+  if (!communicator_.maps_peers()) return;
+  published_.block(stream_.get());
+  communicator_.meet({"publish", ""}, gather_channel, stream_.get());
+}
+
+void Gatherer::finish_reads(Stream stream) {
+  if (!communicator_.maps_peers()) return;
+  communicator_.await(Communicator::every_launch);
+  read_.record(stream_.get());
+  read_.block(stream);
+}
+
+void Gatherer::finish_reads() {
+  if (!communicator_.maps_peers()) return;
+  communicator_.await(Communicator::every_launch);
+  synchronize(stream_.get());
 }
 
 void Gatherer::await_version() {
@@ -125,12 +167,36 @@ void Gatherer::await_version() {
 
 void Gatherer::fetch(std::size_t unit, Role role, std::byte* whole, Stream stream) {
   const Stopwatch stopwatch(statistics_.seconds);
+  count(unit);
+  move(unit, role, whole, stream, timeline_);
+}
+
+void Gatherer::count(std::size_t unit) {
   const Layout& layout = store_.layout(unit);
-  const std::size_t bytes = layout.bytes() - layout.shard_bytes();
-  const Hold hold = stream.handle == stream_.get().handle ? Hold::none : Hold::work;
-  const TimedScope timed(timeline_, Activity::gather, hold, layout.unit().name, bytes, stream);
   ++statistics_.gathers;
-  statistics_.bytes += bytes;
+  statistics_.bytes += layout.bytes() - layout.shard_bytes();
+}
+
+// No partner takes part: all ranks have met since they published this version. Each begins with its own part and goes
+// on with the next rank's, so that they don't all read from one.
+void Gatherer::pull(std::size_t unit, std::byte* slot, Timeline* timeline) {
+  const Layout& layout = store_.layout(unit);
+  const std::span<const std::byte> own = store_.own_bytes(unit, Role::param);
+  const std::size_t bytes = layout.bytes() - layout.shard_bytes();
+  const TimedScope timed(timeline, Activity::gather, Hold::none, layout.unit().name, bytes, stream_.get());
+  const int world = communicator_.world_size();
+  for (int step = 0; step < world; ++step) {
+    const int owner = (communicator_.rank() + step) % world;
+    std::byte* const place = slot + static_cast<std::size_t>(owner) * own.size();
+    copy_async(place, communicator_.peer(owner, own.data()), own.size(), stream_.get());
+  }
+}
+
+void Gatherer::move(std::size_t unit, Role role, std::byte* whole, Stream stream, Timeline* timeline) {
+  const Layout& layout = store_.layout(unit);
+  const Hold hold = stream.handle == stream_.get().handle ? Hold::none : Hold::work;
+  const std::size_t bytes = layout.bytes() - layout.shard_bytes();
+  const TimedScope timed(timeline, Activity::gather, hold, layout.unit().name, bytes, stream);
   if (!communicator_.one_sided()) {
     communicator_.all_gather({"gather", layout.unit().name}, store_.own_bytes(unit, role), whole, stream);
     return;

@@ -1,6 +1,8 @@
 #include "planned_memory.h"
 
 #include <algorithm>
+#include <exception>
+#include <string>
 #include <utility>
 
 #include "aliquot/transports.h"
@@ -36,7 +38,7 @@ std::size_t engine_bytes(const std::vector<UnitSpec>& units, Communicator& commu
   for (std::size_t unit = 0; unit < store.unit_count(); ++unit) layouts.push_back(&store.layout(unit));
   const Slots slots(std::move(layouts), options.gatherer.slots, tally);
   const std::size_t slot_bytes = options.stage.shards_parameters() ? slots.planned_bytes() : 0;
-  return tally.bytes() + slot_bytes + DeviceReducer::planned_bytes(store);
+  return tally.bytes() + slot_bytes + DeviceReducer::planned_bytes(store, communicator);
 }
 
 /// Asks every rank.
@@ -58,13 +60,32 @@ std::unique_ptr<DeviceArena> arena_of_nccl(Communicator& communicator, Device de
   return all_have(arena != nullptr, communicator) ? std::move(arena) : nullptr;
 }
 
+/// \throws OutOfMemory on every rank if one can't have it
+std::unique_ptr<DeviceArena> arena_for_peers(Communicator& communicator, std::size_t bytes) {
+  std::unique_ptr<DeviceArena> arena;
+  std::exception_ptr refused;
+  try {
+    arena = std::make_unique<DeviceArena>(communicator.registrable_memory(), bytes);
+  } catch (const Error&) {
+    refused = std::current_exception();
+  }
+  if (all_have(arena != nullptr, communicator)) return arena;
+  if (refused) std::rethrow_exception(refused);
+  throw OutOfMemory("another rank can't have the " + std::to_string(bytes) +
+                    " bytes that the engine needs on each device; its error says more");
+}
+
 }  // namespace
 
 PlannedMemory::PlannedMemory(const std::vector<UnitSpec>& units, Communicator& communicator,
                              const EngineOptions& options, Device device)
     : more_(device_memory(device)) {
   const std::size_t bytes = engine_bytes(units, communicator, options, device);
-  if (options.register_memory && communicator.name() == "nccl") arena_ = arena_of_nccl(communicator, device, bytes);
+  if (communicator.maps_peers()) {
+    arena_ = arena_for_peers(communicator, bytes);
+  } else if (options.register_memory && communicator.name() == "nccl") {
+    arena_ = arena_of_nccl(communicator, device, bytes);
+  }
   if (arena_ != nullptr) {
     registration_ = communicator.register_memory(arena_->whole());
   } else {

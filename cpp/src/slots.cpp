@@ -88,9 +88,11 @@ bool Slots::holds(std::size_t unit, std::uint32_t epoch) const {
   return slot.content == unit && slot.epoch == epoch;
 }
 
-void Slots::filled(std::size_t unit, std::uint32_t epoch) {
-  slots_[*homes_[unit]].content = unit;
-  slots_[*homes_[unit]].epoch = epoch;
+void Slots::filled(std::size_t unit, std::uint32_t epoch, std::uint64_t launch) {
+  Slot& slot = slots_[*homes_[unit]];
+  slot.content = unit;
+  slot.epoch = epoch;
+  slot.launch = launch;
 }
 
 void Slots::forget(std::size_t unit) { slots_[*homes_[unit]].content.reset(); }

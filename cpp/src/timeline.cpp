@@ -24,12 +24,17 @@ Timeline::Timeline(Device device) : device_(device), start_(device) {
 
 Timeline::Mark& Timeline::begin(Activity activity, Hold hold, std::string_view name, std::size_t bytes, Stream stream) {
   if (!on_device() && hold == Hold::none) hold = Hold::work;
-  Mark& mark = marks_.emplace_back();
+  Mark& mark = add();
   mark.slice = {activity, hold, std::string(name), bytes, 0, 0};
   mark.begin = TimedEvent(device_);
   mark.end = TimedEvent(device_);
   mark.begin.record(stream);
   return mark;
+}
+
+Timeline::Mark& Timeline::add() {
+  const std::lock_guard lock(mutex_);
+  return marks_.emplace_back();
 }
 
 std::vector<Slice> Timeline::slices() const {

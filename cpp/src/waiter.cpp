@@ -13,7 +13,7 @@ namespace aliquot {
 namespace {
 
 // How often a sleeping rank looks whether there is still something to wait for.
-constexpr std::chrono::milliseconds slice(100);
+constexpr std::chrono::milliseconds slice = interrupt_interval;
 // Longer than most partners are late, shorter than a sleep and a wake-up cost.
 constexpr std::chrono::microseconds spin_time(20);
 // A killed process closes its files some time before it is seen to have ended.

@@ -15,8 +15,9 @@
 
 namespace aliquot {
 
-/// Called every 100 ms by a rank that sleeps; see set_interrupt_check.
+/// Called at this interval by a rank that waits; see set_interrupt_check.
 std::function<void()>& interrupt_check();
+inline constexpr std::chrono::milliseconds interrupt_interval(100);
 
 /// Completes "rank 1 waited for ..."; made only when an error needs it.
 using Sentence = std::function<std::string()>;

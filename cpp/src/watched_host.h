@@ -11,31 +11,33 @@ namespace aliquot {
 /// with another collective on the device is found out.
 class WatchedHost final : public Communicator {
  public:
-  WatchedHost(Communicator& control, Watch& watch)
-      : Communicator(control.rank(), control.world_size(), control.timeout()), control_(control), watch_(watch) {}
+  /// \param device  the device's half: what it was given to launch comes first
+  WatchedHost(Communicator& control, Watch& watch, Communicator& device)
+      : Communicator(control.rank(), control.world_size(), control.timeout()), control_(control), watch_(watch),
+        device_(device) {}
 
   std::string_view name() const noexcept override { return control_.name(); }
   bool one_sided() const noexcept override { return false; }
 
   void all_gather(const Tag& tag, std::span<const std::byte> part, std::byte* whole, Stream stream) override {
-    watch_.say("host all_gather", tag, part.size());
+    say("host all_gather", tag, part.size());
     control_.all_gather(tag, part, whole, stream);
   }
   void reduce_scatter(const Tag& tag, const float* whole, std::span<float> part, Stream stream) override {
-    watch_.say("host reduce", tag, part.size());
+    say("host reduce", tag, part.size());
     control_.reduce_scatter(tag, whole, part, stream);
   }
   void all_reduce(const Tag& tag, std::span<float> data, Stream stream) override {
-    watch_.say("host all_reduce", tag, data.size());
+    say("host all_reduce", tag, data.size());
     control_.all_reduce(tag, data, stream);
   }
   void broadcast(const Tag& tag, std::span<std::byte> data, int root, Stream stream) override {
-    watch_.say("host broadcast", tag, data.size(), root);
+    say("host broadcast", tag, data.size(), root);
     control_.broadcast(tag, data, root, stream);
   }
   void all_to_all(const Tag& tag, const std::byte* input, std::byte* output, std::size_t piece_bytes,
                   Stream stream) override {
-    watch_.say("host all_to_all", tag, piece_bytes);
+    say("host all_to_all", tag, piece_bytes);
     control_.all_to_all(tag, input, output, piece_bytes, stream);
   }
   // Of no concern to other ranks than the two, who compare their tags themselves.
@@ -46,15 +48,21 @@ class WatchedHost final : public Communicator {
     control_.receive(tag, data, from, stream);
   }
   void barrier(const Tag& tag) override {
-    watch_.say("barrier", tag, 0);
+    say("barrier", tag, 0);
     control_.barrier(tag);
   }
   void require_intact() override { control_.require_intact(); }
   void abort(std::string_view reason) noexcept override { control_.abort(reason); }
 
  private:
+  void say(std::string_view collective, const Tag& tag, std::uint64_t size, int root = -1) {
+    device_.await(every_launch);
+    watch_.say(collective, tag, size, root);
+  }
+
   Communicator& control_;
   Watch& watch_;
+  Communicator& device_;
 };
 
 }  // namespace aliquot

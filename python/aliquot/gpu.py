@@ -31,19 +31,38 @@ def usable(index: int) -> bool:
     return _core.built_with_cuda() and torch.cuda.is_available() and index < torch.cuda.device_count()
 
 
-def claim(index: int) -> torch.device:
-    """Makes the `index`-th GPU torch's current device."""
+def claim(index: int, transport: str) -> torch.device:
+    """Makes the `index`-th GPU torch's current device; errors name the `transport` that needs it."""
     if not usable(index):
         raise DeviceError(
-            f"the transport nccl needs GPU {index} (LOCAL_RANK): torch sees {torch.cuda.device_count()} of them, and "
-            f"this build of aliquot has {'a' if _core.built_with_cuda() else 'no'} CUDA back end"
+            f"the transport {transport} needs GPU {index} (LOCAL_RANK): torch sees {torch.cuda.device_count()} of them,"
+            f" and this build of aliquot has {'a' if _core.built_with_cuda() else 'no'} CUDA back end"
         )
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
 
 
-def communicator(
+def peer_communicator(
+    store: Store, rank: int, world_size: int, timeout: float, device: torch.device
+) -> _core.Communicator:
+    """A communicator of GPUs that map each other's memory."""
+    return _core.peer_communicator(
+        store.set, lambda key: store.get(key).decode(), "peer", rank, world_size, timeout, device.index
+    )
+
+
+def map_each_other(store: Store, rank: int, world_size: int, timeout: float, index: int) -> bool:
+    """Whether all ranks' GPUs, of which this rank has the `index`-th, map each other's memory. Collective."""
+    if world_size == 1:
+        return _core.can_map_peers(_core.world_of_one(), index)
+    between = _core.shared_memory_communicator(
+        store.set, lambda key: store.get(key).decode(), "choose", rank, world_size, timeout
+    )
+    return _core.can_map_peers(between, index)
+
+
+def nccl_communicator(
     store: Store, rank: int, world_size: int, timeout: float, device: torch.device, origin: Origin | None
 ) -> _core.Communicator:
     """A communicator of the ranks' GPUs."""
@@ -76,6 +95,8 @@ def transient_memory(device: torch.device) -> tuple[Callable[[int, int], int], C
     """Takes and gives back memory of torch's allocator: gradients then use what activations have freed."""
 
     def take(size: int, stream: int) -> int:
+        if torch.cuda.current_device() == device.index:  # without the detour, which takes longer than the allocation
+            return int(torch._C._cuda_cudaCachingAllocator_raw_alloc(size, stream))
         return int(torch.cuda.caching_allocator_alloc(size, device, stream))
 
     return take, torch.cuda.caching_allocator_delete

@@ -17,7 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from aliquot import _core, gpu
 from aliquot._core import InvalidArgument
 
-Transport = Literal["auto", "shared_memory", "nccl", "process_group"]
+Transport = Literal["auto", "shared_memory", "peer", "nccl", "process_group"]
 CPU = torch.device("cpu")
 
 
@@ -31,7 +31,7 @@ class World:
     """The transport in use: `thread` where the process is alone without a GPU, else as `init` was told."""
     communicator: _core.Communicator
     device: torch.device
-    """Where sharded models live: this rank's GPU on the transport `nccl`, the CPU on the others."""
+    """Where sharded models live: this rank's GPU on the transports `peer` and `nccl`, the CPU on the others."""
 
     @property
     def gpu(self) -> int:
@@ -45,9 +45,10 @@ _world: World | None = None
 def init(transport: Transport = "auto", timeout: float = 600.0, nccl: gpu.Origin | None = None) -> World:
     """Joins the ranks that torchrun started, by its environment variables; alone without them.
 
-    `transport`: `"nccl"` for GPUs of one host, each rank with that of its LOCAL_RANK, which becomes torch's current
-    device; `"shared_memory"` for CPUs of one host; `"process_group"` for whatever `torch.distributed` reaches (it is
-    initialized with Gloo if it is not yet); `"auto"` takes the first of them that can join all ranks.
+    `transport`: for GPUs of one host, each rank with that of its LOCAL_RANK, which becomes torch's current device:
+    `"peer"` where they map each other's memory (NVLink), else `"nccl"`; `"shared_memory"` for CPUs of one host;
+    `"process_group"` for whatever `torch.distributed` reaches (it is initialized with Gloo if it is not yet); `"auto"`
+    takes the first of them that can join all ranks.
     `timeout`: seconds that any wait for another rank may take.
     `nccl`: for those who use `cupy.cuda.nccl` too, the same kind on every rank: a unique id that all ranks got from
     one, or an `NcclCommunicator` of the same ranks, which is split and stays theirs.
@@ -77,11 +78,11 @@ def _join(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> Worl
     store, rank, world_size = _rendezvous(timeout)
     store = PrefixStore("aliquot", store)
     if transport == "auto":
-        transport = _choose(store, rank, world_size)
+        transport = "nccl" if nccl is not None else _choose(store, rank, world_size, timeout)
     device = CPU
-    if transport == "nccl":
-        device = gpu.claim(int(os.environ.get("LOCAL_RANK", rank)))
-        communicator = gpu.communicator(store, rank, world_size, timeout, device, nccl)
+    if transport in ("peer", "nccl"):
+        device = gpu.claim(int(os.environ.get("LOCAL_RANK", rank)), transport)
+        communicator = _of_gpus(transport, store, rank, world_size, timeout, device, nccl)
     elif transport == "shared_memory":
         communicator = _core.shared_memory_communicator(
             store.set, lambda key: store.get(key).decode(), "world", rank, world_size, timeout
@@ -93,10 +94,24 @@ def _join(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> Worl
 
 def _alone(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> World:
     index = int(os.environ.get("LOCAL_RANK", "0"))
-    if transport != "nccl" and not (transport == "auto" and gpu.usable(index)):
+    if transport not in ("peer", "nccl") and not (transport == "auto" and gpu.usable(index)):
         return World(0, 1, "thread", _core.world_of_one(), CPU)
-    device = gpu.claim(index)
-    return World(0, 1, "nccl", gpu.communicator(HashStore(), 0, 1, timeout, device, nccl), device)
+    store = HashStore()
+    if transport == "auto":
+        transport = "peer" if nccl is None and gpu.map_each_other(store, 0, 1, timeout, index) else "nccl"
+    device = gpu.claim(index, transport)
+    return World(0, 1, transport, _of_gpus(transport, store, 0, 1, timeout, device, nccl), device)
+
+
+def _of_gpus(
+    transport: Transport, store: Store, rank: int, world_size: int, timeout: float, device: torch.device,
+    nccl: gpu.Origin | None,
+) -> _core.Communicator:  # fmt: skip
+    if transport == "nccl":
+        return gpu.nccl_communicator(store, rank, world_size, timeout, device, nccl)
+    if nccl is not None:
+        raise InvalidArgument("init(nccl=) is for the transport nccl, not for peer")
+    return gpu.peer_communicator(store, rank, world_size, timeout, device)
 
 
 def _rendezvous(timeout: float) -> tuple[Store, int, int]:
@@ -106,14 +121,17 @@ def _rendezvous(timeout: float) -> tuple[Store, int, int]:
     return store, rank, world_size
 
 
-def _choose(store: Store, rank: int, world_size: int) -> Transport:
+def _choose(store: Store, rank: int, world_size: int, timeout: float) -> Transport:
     """The fastest transport that joins all ranks, from what each says of itself."""
-    usable = gpu.usable(int(os.environ.get("LOCAL_RANK", rank)))
+    index = int(os.environ.get("LOCAL_RANK", rank))
+    usable = gpu.usable(index)
     store.set(f"place/{rank}", f"{usable:d} {platform.node()}")
     gpus, hosts = zip(*(store.get(f"place/{other}").decode().split(" ", 1) for other in range(world_size)), strict=True)
     if len(set(hosts)) > 1:
         return "process_group"
-    return "nccl" if set(gpus) == {"1"} else "shared_memory"
+    if set(gpus) != {"1"}:
+        return "shared_memory"
+    return "peer" if gpu.map_each_other(store, rank, world_size, timeout, index) else "nccl"
 
 
 def _process_group(store: Store, rank: int, world_size: int, timeout: float) -> _core.Communicator:

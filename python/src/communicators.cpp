@@ -20,15 +20,30 @@ std::unique_ptr<Communicator> shared_memory(std::function<void(const std::string
   return make_shared_memory_communicator(store, name, rank, world_size, milliseconds(timeout));
 }
 
+/// What a transport of GPUs has beside it.
+std::unique_ptr<Communicator> control(std::function<void(const std::string&, const std::string&)> set,
+                                      std::function<std::string(const std::string&)> get, const std::string& name,
+                                      int rank, int world_size, double timeout) {
+  if (world_size == 1) return std::move(make_thread_communicators(1, milliseconds(timeout)).front());
+  return shared_memory(std::move(set), std::move(get), name, rank, world_size, timeout);
+}
+
+std::unique_ptr<Communicator> peer(std::function<void(const std::string&, const std::string&)> set,
+                                   std::function<std::string(const std::string&)> get, const std::string& name,
+                                   int rank, int world_size, double timeout, int device) {
+  auto beside = control(std::move(set), std::move(get), name, rank, world_size, timeout);
+  const py::gil_scoped_release release;
+  return make_peer_communicator(std::move(beside), {Device::Type::cuda, device});
+}
+
 std::unique_ptr<Communicator> nccl(std::function<void(const std::string&, const std::string&)> set,
                                    std::function<std::string(const std::string&)> get, const std::string& name,
                                    int rank, int world_size, double timeout, int device, const py::bytes& unique_id,
                                    std::uintptr_t communicator) {
-  auto control = world_size == 1 ? std::move(make_thread_communicators(1, milliseconds(timeout)).front())
-                                 : shared_memory(std::move(set), std::move(get), name, rank, world_size, timeout);
+  auto beside = control(std::move(set), std::move(get), name, rank, world_size, timeout);
   const NcclOrigin origin{std::string(unique_id), reinterpret_cast<void*>(communicator)};
   const py::gil_scoped_release release;
-  return make_nccl_communicator(std::move(control), {Device::Type::cuda, device}, origin);
+  return make_nccl_communicator(std::move(beside), {Device::Type::cuda, device}, origin);
 }
 
 /// Lets Ctrl-C end a wait.
@@ -85,6 +100,14 @@ void register_communicators(py::module_& module) {
       py::arg("world_size"), py::arg("timeout"), py::arg("device"), py::arg("unique_id") = py::bytes(),
       py::arg("communicator") = 0,
       "Ranks are GPUs of one host, `device` this rank's. `unique_id` and `communicator` (an address): see NcclOrigin.");
+  module.def("peer_communicator", &peer, py::arg("set"), py::arg("get"), py::arg("name"), py::arg("rank"),
+             py::arg("world_size"), py::arg("timeout"), py::arg("device"),
+             "Ranks are GPUs of one host that map each other's memory, `device` this rank's.");
+  module.def(
+      "can_map_peers",
+      [](Communicator& communicator, int device) { return can_map_peers(communicator, {Device::Type::cuda, device}); },
+      py::arg("communicator"), py::arg("device"), released,
+      "Whether peer_communicator would do for the ranks of `communicator` with these devices. Every rank asks.");
   module.def("set_nccl_library", &set_nccl_library, py::arg("path"),
              "Where to load NCCL from if the process holds no copy yet.");
   set_interrupt_check(check_signals);

@@ -138,20 +138,20 @@ TEST_F(SlotsTest, KnowsWhoseBytesAHomeHoldsAndOfWhichEpoch) {
   EXPECT_FALSE(ring.holds(a, 0)) << "it has no home yet";
   visit(ring, a);
   EXPECT_FALSE(ring.holds(a, 0)) << "it was not filled yet";
-  ring.filled(a, 7);
+  ring.filled(a, 7, 0);
   EXPECT_TRUE(ring.holds(a, 7));
   EXPECT_FALSE(ring.holds(a, 8));
   visit(ring, b);
   visit(ring, c);
   EXPECT_TRUE(ring.holds(a, 7)) << "c has taken the slot, but not written to it";
-  ring.filled(c, 7);
+  ring.filled(c, 7, 0);
   EXPECT_FALSE(ring.holds(a, 7));
 }
 
 TEST_F(SlotsTest, PoisonIsNaNFromEndToEndAndNobodysBytes) {
   Slots ring = slots(2);
   const auto* memory = reinterpret_cast<const float*>(visit(ring, a));
-  ring.filled(a, 1);
+  ring.filled(a, 1, 0);
   ring.poison(a, {});
   for (std::size_t i = 0; i < layouts_[b].numel(); ++i) EXPECT_TRUE(std::isnan(memory[i])) << i;
   EXPECT_FALSE(ring.holds(a, 1));

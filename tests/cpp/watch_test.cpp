@@ -149,12 +149,15 @@ TEST_P(WatchOver, ARankThatStaysBehindIsNamed) {
       GetParam(), 2,
       [](Communicator& control) {
         Watch watch(control);
+        const PeerMemory memory = control.share(64);
+        auto& told = *reinterpret_cast<Signal*>(memory.part(0));
         watch.say("all_gather", {"gather", "a"}, 8);
-        if (control.rank() == 0) {
-          watch.say("all_gather", {"gather", "b"}, 8);
-          rethrow_as_text<CommunicatorError>([&] { look_until_it_throws(watch); });
-        }
-        control.barrier({"end", ""});  // longer than rank 0 waits
+        while (control.rank() == 1 && !reached(told, 1)) std::this_thread::yield();  // a wait here would end in time
+        if (control.rank() == 1) return;
+        watch.say("all_gather", {"gather", "b"}, 8);
+        const std::string message = message_of([&] { look_until_it_throws(watch); });
+        control.post(told, 1);
+        throw std::runtime_error(message);
       },
       300ms);
   expect_each_says({outcomes[0]}, {R"(rank 0 waited for all_gather "gather" of unit "b" (size 8, call 2))", "300 ms",
@@ -211,7 +214,7 @@ TEST(Watch, AKilledRankIsNamedThoughNobodyWaitsForIt) {
 TEST_P(WatchOver, ACallOnTheHostIsOneOfTheCalls) {
   const auto outcomes = run(GetParam(), 2, [](Communicator& control) {
     Watch watch(control);
-    WatchedHost host(control, watch);
+    WatchedHost host(control, watch, control);
     host.barrier({"both", ""});
     std::jthread beside([&](const std::stop_token& stop) {
       try {

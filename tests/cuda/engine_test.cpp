@@ -1,11 +1,14 @@
-// The engine on GPUs over NCCL: hand-overs between its streams hold however long the work on them takes.
+// The engine on GPUs: hand-overs between its streams hold however long the work on them takes.
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "aliquot/engine.h"
@@ -25,10 +28,12 @@ class Delays {
  public:
   explicit Delays(std::optional<unsigned> seed) : random_(seed.value_or(0)), on_(seed.has_value()) {}
   void before_what_is_next_on(Stream stream) {
+    const std::lock_guard lock(mutex_);
     if (on_) linger(std::uniform_int_distribution<std::uint64_t>(0, 1'000'000)(random_), stream);
   }
 
  private:
+  std::mutex mutex_;
   std::mt19937 random_;
   bool on_;
 };
@@ -50,6 +55,15 @@ class Laggard final : public TwoSided {
     inner_.exchange(tag, input, output, piece_bytes, stream);
   }
   std::shared_ptr<void> register_memory(std::span<std::byte> memory) override { return inner_.register_memory(memory); }
+  std::uint64_t launch(std::function<void()> work) override { return inner_.launch(std::move(work)); }
+  void await(std::uint64_t launch) override { inner_.await(launch); }
+  bool maps_peers() const noexcept override { return inner_.maps_peers(); }
+  std::unique_ptr<MemoryResource> registrable_memory() override { return inner_.registrable_memory(); }
+  const std::byte* peer(int rank, const std::byte* own) const override { return inner_.peer(rank, own); }
+  void meet(const Tag& tag, int channel, Stream stream) override {
+    delays_.before_what_is_next_on(stream);
+    inner_.meet(tag, channel, stream);
+  }
 
  private:
   Communicator& inner_;
@@ -85,7 +99,7 @@ class DeviceTraining {
     engine_.post_forward(root, stream_);
     engine_.finish_forward();
     for (std::size_t i = walk.size(); i-- > 0;) backward(walk[i], number);
-    engine_.finish_backward({}, stream_);
+    engine_.finish_backward(std::exchange(left_, {}), stream_);
     engine_.step(toy_groups, toy_max_norm, stream_);
     engine_.clear_gradients(stream_);
   }
@@ -129,7 +143,7 @@ class DeviceTraining {
       const bool has = toy_has_gradient(rank_, step, unit, p);
       pointers.push_back(has ? gradient + engine_.layout(unit).param(p).begin : nullptr);
     }
-    engine_.post_backward(unit, pointers, stream_);
+    if (!engine_.post_backward(unit, pointers, stream_)) left_.emplace_back(unit, pointers);
   }
 
   PlannedMemory memory_;
@@ -137,23 +151,31 @@ class DeviceTraining {
   std::size_t rank_;
   Stream stream_;
   Delays& delays_;
+  Left left_;
   std::vector<GpuBytes> activations_, gradients_;  ///< of each unit
   std::vector<GpuBytes> noise_[steps];
 };
 
-using StageAndMemory = std::tuple<int, bool>;
+enum class Way { nccl, nccl_registered, peer };
 
-class CudaEngine : public testing::TestWithParam<StageAndMemory> {
+constexpr const char* name_of(Way way) {
+  return way == Way::nccl ? "nccl" : way == Way::peer ? "peer" : "nccl_registered";
+}
+
+class CudaEngine : public testing::TestWithParam<std::tuple<int, Way>> {
  protected:
   void SetUp() override {
     if (cuda_device_count() == 0) GTEST_SKIP() << "no CUDA device";
   }
 
   static int world_size() { return std::min(cuda_device_count(), 2); }
+  static GpuTransport transport() {
+    return std::get<Way>(GetParam()) == Way::peer ? GpuTransport::peer : GpuTransport::nccl;
+  }
   static EngineOptions options() {
     EngineOptions options;
     options.stage = Stage(std::get<int>(GetParam()));
-    options.register_memory = std::get<bool>(GetParam());
+    options.register_memory = std::get<Way>(GetParam()) == Way::nccl_registered;
     options.gatherer.ahead_bytes = 1 << 20;
     return options;
   }
@@ -167,14 +189,16 @@ class CudaEngine : public testing::TestWithParam<StageAndMemory> {
     return training.parameters(rank.device);
   }
 };
-INSTANTIATE_TEST_SUITE_P(Stages, CudaEngine, testing::Combine(testing::Values(0, 1, 2, 3), testing::Bool()),
+INSTANTIATE_TEST_SUITE_P(Stages, CudaEngine,
+                         testing::Combine(testing::Values(0, 1, 2, 3),
+                                          testing::Values(Way::nccl, Way::nccl_registered, Way::peer)),
                          [](const auto& info) {
-                           return "stage" + std::to_string(std::get<int>(info.param)) +
-                                  (std::get<bool>(info.param) ? "_registered" : "");
+                           return "stage" + std::to_string(std::get<int>(info.param)) + "_" +
+                                  name_of(std::get<Way>(info.param));
                          });
 
 TEST_P(CudaEngine, GivesTheSameBitsHoweverLongItsWorkTakes) {
-  expect_success(run_on_gpus(world_size(), [](GpuRank& rank) {
+  const auto body = [](GpuRank& rank) {
     const auto expected = train(rank, options(), {});
     EngineOptions poisoned = options();
     poisoned.gatherer.poison = true;
@@ -182,18 +206,20 @@ TEST_P(CudaEngine, GivesTheSameBitsHoweverLongItsWorkTakes) {
       const unsigned seed = 10 * run + static_cast<unsigned>(rank.communicator.rank());
       require(train(rank, poisoned, seed) == expected, "run " + std::to_string(run) + ": other bits");
     }
-  }));
+  };
+  expect_success(run_on_gpus(world_size(), body, patience, transport()));
 }
 
 TEST_P(CudaEngine, TakesExactlyWhatWasPlanned) {
-  expect_success(run_on_gpus(world_size(), [](GpuRank& rank) {
+  const auto body = [](GpuRank& rank) {
     Delays none({});
     DeviceTraining training(rank.communicator, rank.device, options(), rank.stream.get(), none);
     const DeviceArena& arena = training.memory().arena();
     training.step(0);
     require(arena.used() == arena.capacity(),
             std::to_string(arena.used()) + " of " + std::to_string(arena.capacity()) + " bytes are used");
-  }));
+  };
+  expect_success(run_on_gpus(world_size(), body, patience, transport()));
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
-// The transport nccl where something goes wrong: within 5 seconds every rank knows what, and its GPU is free.
+// The transports of GPUs where something goes wrong: within 5 seconds every rank knows what, and its GPU is free.
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -9,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "aliquot/error.h"
@@ -24,12 +24,14 @@ using Clock = std::chrono::steady_clock;
 constexpr auto promised = 5s;
 constexpr std::size_t count = 1 << 20;
 
+using Memory = std::function<std::unique_ptr<MemoryResource>(const GpuRank&)>;
+
 /// A rank's memory for gathers, and for exchanges on another stream.
 struct Work {
   GpuRank& rank;
-  std::function<std::unique_ptr<MemoryResource>(Device)> memory = device_memory;
-  GpuBytes part{memory(rank.device), count}, whole{memory(rank.device), 2 * count};
-  GpuBytes gradients{memory(rank.device), 2 * count}, pieces{memory(rank.device), 2 * count};
+  Memory memory = memory_for;
+  GpuBytes part{memory(rank), count}, whole{memory(rank), 2 * count};
+  GpuBytes gradients{memory(rank), 2 * count}, pieces{memory(rank), 2 * count};
 
   void gather(const std::string& unit) {
     rank.communicator.all_gather({"gather", unit}, part.span(), whole.data(), rank.stream.get());
@@ -64,27 +66,34 @@ void tell_error_in_time(const std::function<void()>& fault, Clock::duration long
   throw std::runtime_error(message);
 }
 
-class NcclFaults : public testing::TestWithParam<bool> {
+class Faults : public testing::TestWithParam<std::tuple<GpuTransport, bool>> {
  protected:
   void SetUp() override {
-    if (cuda_device_count() < 2) GTEST_SKIP() << "needs 2 GPUs, there are " << cuda_device_count();
+    const int needed = gpus_needed(transport(), 2);
+    if (cuda_device_count() < needed) GTEST_SKIP() << "needs " << needed << " GPUs, there are " << cuda_device_count();
   }
+  GpuTransport transport() const { return std::get<0>(GetParam()); }
+  bool connected() const { return std::get<1>(GetParam()); }
 
   std::vector<Outcome> run(const std::function<void(Work&)>& body, std::chrono::milliseconds timeout = patience) const {
     return run_on_gpus(
         2,
         [&](GpuRank& rank) {
           Work work{rank};
-          if (GetParam()) work.warm_up();
+          if (connected()) work.warm_up();
           body(work);
         },
-        timeout);
+        timeout, transport());
   }
 };
-INSTANTIATE_TEST_SUITE_P(State, NcclFaults, testing::Bool(),
-                         [](const auto& info) { return info.param ? "connected" : "fresh"; });
+INSTANTIATE_TEST_SUITE_P(State, Faults,
+                         testing::Combine(testing::Values(GpuTransport::nccl, GpuTransport::peer), testing::Bool()),
+                         [](const auto& info) {
+                           return std::string(name_of(std::get<0>(info.param))) +
+                                  (std::get<1>(info.param) ? "_connected" : "_fresh");
+                         });
 
-TEST_P(NcclFaults, RanksThatGatherDifferentUnitsAreBothNamed) {
+TEST_P(Faults, RanksThatGatherDifferentUnitsAreBothNamed) {
   const auto outcomes = run([](Work& work) {
     tell_error_in_time<CommunicatorError>([&] {
       work.gather(work.rank.communicator.rank() == 0 ? "blocks.3" : "blocks.4");
@@ -95,7 +104,7 @@ TEST_P(NcclFaults, RanksThatGatherDifferentUnitsAreBothNamed) {
                               R"(rank 1 calls all_gather "gather" of unit "blocks.4")"});
 }
 
-TEST_P(NcclFaults, AGatherHereAndAReductionThere) {
+TEST_P(Faults, AGatherHereAndAReductionThere) {
   const auto outcomes = run([](Work& work) {
     tell_error_in_time<CommunicatorError>([&] {
       work.rank.communicator.rank() == 0 ? work.gather("blocks.3") : work.exchange("blocks.3");
@@ -106,7 +115,7 @@ TEST_P(NcclFaults, AGatherHereAndAReductionThere) {
                               R"(rank 1 calls exchange "reduce" of unit "blocks.3")"});
 }
 
-TEST_P(NcclFaults, AGatherHereAndABarrierThere) {
+TEST_P(Faults, AGatherHereAndABarrierThere) {
   const auto outcomes = run([](Work& work) {
     tell_error_in_time<CommunicatorError>([&] {
       if (work.rank.communicator.rank() == 1) work.rank.communicator.barrier({"step", ""});
@@ -118,7 +127,7 @@ TEST_P(NcclFaults, AGatherHereAndABarrierThere) {
                    {R"(rank 0 calls all_gather "gather" of unit "blocks.3")", R"(rank 1 calls barrier "step")"});
 }
 
-TEST_P(NcclFaults, AnAbortEndsWhatPeersWaitFor) {
+TEST_P(Faults, AnAbortEndsWhatPeersWaitFor) {
   const auto outcomes = run([](Work& work) {
     tell_error_in_time<CommunicatorError>([&] {
       if (work.rank.communicator.rank() == 1) {
@@ -132,7 +141,7 @@ TEST_P(NcclFaults, AnAbortEndsWhatPeersWaitFor) {
   expect_each_says(outcomes, {"rank 1 aborted: out of data"});
 }
 
-TEST_P(NcclFaults, LaterCallsSayTheSame) {
+TEST_P(Faults, LaterCallsSayTheSame) {
   const auto outcomes = run([](Work& work) {
     work.rank.communicator.rank() == 0 ? work.gather("a") : work.exchange("b");
     const std::string first = error_of<CommunicatorError>([&] { work.await_error(); });
@@ -142,10 +151,22 @@ TEST_P(NcclFaults, LaterCallsSayTheSame) {
       require(error_of<CommunicatorError>(call) == first, "another error");
     }
   });
-  if (GetParam()) expect_success(outcomes);  // fresh ones throw at the first call already
+  // Fresh ones of NCCL throw at the first call already.
+  if (connected() || transport() == GpuTransport::peer) expect_success(outcomes);
 }
 
-TEST_P(NcclFaults, ARankThatLeavesIsNamedByThoseWhoNeedIt) {
+TEST_P(Faults, LaunchedWorkThatFailsEndsTheWorld) {
+  const auto outcomes = run([](Work& work) {
+    tell_error_in_time<CommunicatorError>([&] {
+      if (work.rank.communicator.rank() == 1) work.rank.communicator.launch([] { throw DeviceError("out of order"); });
+      work.gather("blocks.3");
+      work.await_error();
+    });
+  });
+  expect_each_says(outcomes, {"rank 1: out of order"});
+}
+
+TEST_P(Faults, ARankThatLeavesIsNamedByThoseWhoNeedIt) {
   const auto outcomes = run([](Work& work) {
     if (work.rank.communicator.rank() == 1) return work.rank.communicator.leave();
     tell_error_in_time<PeerLost>([&] {
@@ -157,7 +178,7 @@ TEST_P(NcclFaults, ARankThatLeavesIsNamedByThoseWhoNeedIt) {
   expect_success({outcomes[1]});
 }
 
-TEST_P(NcclFaults, ARankThatDoesNotCallIsNamedAfterTheTimeout) {
+TEST_P(Faults, ARankThatDoesNotCallIsNamedAfterTheTimeout) {
   const auto outcomes = run(
       [](Work& work) {
         if (work.rank.communicator.rank() == 0) {
@@ -178,15 +199,6 @@ TEST_P(NcclFaults, ARankThatDoesNotCallIsNamedAfterTheTimeout) {
   }
 }
 
-// Processes that are forked can use CUDA only if their parent has not; ctest runs every test in a process of its own.
-int gpus_that_a_fork_sees() {
-  const pid_t child = fork();
-  if (child == 0) _exit(cuda_device_count());
-  int status = 0;
-  waitpid(child, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 0;
-}
-
 /// Until an error ends it.
 void work_on(Work& work) {
   for (int i = 0;; ++i) {
@@ -205,7 +217,8 @@ void expect_that_a_killed_rank_is_named_and_the_gpu_free(bool registered) {
   const auto outcomes = run_processes(2, [registered](const KeyValueStore& store, int number) {
     alarm(60);
     live_on_gpu(make_shared_memory_communicator(store, "test", number, 2, patience), [registered](GpuRank& rank) {
-      Work work{rank, registered ? nccl_memory : device_memory};
+      const Memory of_nccl = [](const GpuRank& of) { return nccl_memory(of.device); };
+      Work work{rank, registered ? of_nccl : memory_for};
       std::vector<std::shared_ptr<void>> registrations;
       for (const GpuBytes* piece : {&work.part, &work.whole, &work.gradients, &work.pieces}) {
         if (registered) registrations.push_back(rank.communicator.register_memory(piece->span()));

@@ -41,7 +41,10 @@ class Transport:
 SHARED_MEMORY = Transport("shared_memory")
 SHARED_MEMORY_POISONED = Transport("shared_memory", poison=True)
 PROCESS_GROUP = Transport("process_group", poison=True)
+PEER = Transport("peer")
+PEER_POISONED = Transport("peer", poison=True)
 NCCL = Transport("nccl")
+NCCL_POISONED = Transport("nccl", poison=True)
 TRANSPORTS = (SHARED_MEMORY, SHARED_MEMORY_POISONED, PROCESS_GROUP)
 
 

@@ -1,6 +1,8 @@
-"""On a machine without GPUs, the world says what the transport `nccl` lacks, and does without it."""
+"""On a machine without GPUs, the world says what transports of GPUs lack, and does without it."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import aliquot
 import pytest
@@ -11,16 +13,17 @@ from ranks import run_ranks
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() > 0, reason="tests/python/gpu is for machines with GPUs")
 
 
-def ask_for_nccl(rank: int) -> str:
+def ask_for(rank: int, transport: Literal["peer", "nccl"]) -> str:
     with pytest.raises(aliquot.DeviceError) as refused:
-        aliquot.init("nccl")
+        aliquot.init(transport)
     return str(refused.value)
 
 
+@pytest.mark.parametrize("transport", ["peer", "nccl"])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_nccl_is_refused(world_size: int) -> None:
-    for text in run_ranks(world_size, ask_for_nccl, transport=None):
-        assert "the transport nccl needs GPU" in text
+def test_they_are_refused(world_size: int, transport: str) -> None:
+    for text in run_ranks(world_size, ask_for, transport, transport=None):
+        assert f"the transport {transport} needs GPU" in text
 
 
 def chosen(rank: int) -> tuple[str, torch.device]:
@@ -36,3 +39,6 @@ def test_auto_stays_on_the_cpu() -> None:
 def test_the_core_refuses_too() -> None:
     with pytest.raises(aliquot.Error):
         _core.nccl_communicator(lambda key, value: None, lambda key: "", "alone", 0, 1, 1.0, 0)
+    with pytest.raises(aliquot.Error):
+        _core.peer_communicator(lambda key, value: None, lambda key: "", "alone", 0, 1, 1.0, 0)
+    assert not _core.can_map_peers(_core.world_of_one(), 0)

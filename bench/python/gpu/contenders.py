@@ -87,12 +87,12 @@ def fsdp2(job: Job) -> Contender:
     return torch_optimizer(model, model, job, units=len(blocks) + 1)
 
 
-def aliquot(job: Job, *, stage: int) -> Contender:
+def aliquot(job: Job, *, stage: int, transport: str = "auto") -> Contender:
     """bf16 parameters that are the upper half of fp32 masters; gathers in bf16, sums in fp32."""
     import aliquot
     from aliquot.sharded import sharded
 
-    aliquot.init(transport="nccl" if job.device == "cuda" else "auto")
+    aliquot.init(transport=transport if job.device == "cuda" else "auto")
     precision: dict[str, Any] = {} if job.precision == "fp32" else {"precision": job.precision}
     model = aliquot.shard(meta_model(job), stage=stage, **precision)
     optimizer = aliquot.AdamW(model, **ADAMW | {"lr": job.lr}, max_grad_norm=CLIP)
@@ -126,6 +126,7 @@ CONTENDERS: dict[str, Callable[[Job], Contender]] = {
     "ddp": ddp,
     "fsdp2": fsdp2,
     **{f"aliquot-{stage}": partial(aliquot, stage=stage) for stage in (3, 2, 1, 0)},
+    "aliquot-3-nccl": partial(aliquot, stage=3, transport="nccl"),
     **{f"deepspeed-{stage}": partial(_deepspeed, stage=stage) for stage in (3, 2, 1)},
 }
 

@@ -16,6 +16,8 @@
 
 namespace aliquot {
 
+class MemoryResource;
+
 /// Names a collective, so that ranks that disagree find out. Two-sided transports compare tags before any byte moves;
 /// a mismatch is a CommunicatorError on every rank that quotes both ranks' operations and units.
 struct Tag {
@@ -91,8 +93,33 @@ class Communicator {
 
   /// Tells the transport of memory that collectives will use again and again, so that it may move it faster.
   /// Collective: every rank calls it, in the same order, with the same size. Keep the result as long as the memory, and
-  /// no longer than the communicator; null where there is nothing to gain.
+  /// no longer than the communicator; null where there is nothing to gain. What a collective is given of the memory
+  /// lies at the same place in it on every rank, or, in an all_gather in place, the whole does.
   [[nodiscard]] virtual std::shared_ptr<void> register_memory(std::span<std::byte>) { return nullptr; }
+  /// Memory whose pieces register_memory takes, where it takes no other; else null.
+  virtual std::unique_ptr<MemoryResource> registrable_memory();
+
+  // Between peers on a device. Only where maps_peers(); elsewhere peer() is null, and meet is InvalidArgument.
+
+  /// True if peer() and meet() are there: on the transport `peer`.
+  virtual bool maps_peers() const noexcept { return false; }
+  /// Where `rank` has what this rank has at `own`, in memory that was registered: an address for this rank's streams.
+  /// Null where nothing is registered. Whoever uses it sees to it, by meetings, that the peer is ready for that.
+  virtual const std::byte* peer(int rank, const std::byte* own) const;
+  /// `stream` goes on when the streams of all ranks have come to the same meeting: what they were given before is then
+  /// done, and visible to what each is given later. Never waits on the host. Meetings on a channel (0 to 7) come in the
+  /// same order on every rank, each behind the one before, whichever streams they are of; where one of the two is in a
+  /// graph, the caller sees to that. Channels don't wait for each other.
+  virtual void meet(const Tag& tag, int channel, Stream stream);
+  static constexpr int meeting_channels = 8;
+
+  /// Does `work`, which gives collectives and kernels to streams, behind all work before it: at once, or by a thread of
+  /// the transport where a device takes the host long. Until await() of the number that is returned, or of a later one,
+  /// what `work` uses (streams, events) is its own. All other calls await all of it themselves.
+  virtual std::uint64_t launch(std::function<void()> work);
+  /// Throws what this or earlier work threw; nothing is launched after that.
+  virtual void await(std::uint64_t launch);
+  static constexpr std::uint64_t every_launch = ~std::uint64_t{0};
 
   /// Says that this rank is done, as its destructor does: peers that wait for it fail with PeerLost, others go on. No
   /// call comes after it.
@@ -128,6 +155,9 @@ class Communicator {
 
 /// True once `signal` has been posted with `value` or a later one (values wrap). Acquires what was written before.
 bool reached(const Signal& signal, std::uint32_t value) noexcept;
+
+/// Awaits every launch, whatever becomes of it: for destructors of what launched work uses.
+void settle(Communicator& communicator) noexcept;
 
 /// How ranks find each other: a map shared by all of them, such as torch's store.
 struct KeyValueStore {

@@ -83,12 +83,14 @@ class Engine {
   /// Keeps a gathered unit until step() or reset(): its backward builds a graph that reads the parameters again.
   void hold(std::size_t unit);
   /// Gives the unit back, and its gradients to the reducer. An empty `gradients`: they come later, at the latest with
-  /// finish_backward. Returns false if they must come later for want of room.
+  /// finish_backward. Returns false if they must come later: for want of room, or, on a device, since it is another
+  /// unit's turn.
   bool post_backward(std::size_t unit, const Gradients& gradients, Stream stream = {});
   /// Gives back what is still gathered for backward. Alone it ends a backward whose gradients stay outside.
   void leave_backward(Stream stream = {});
   /// The end of a backward: leave_backward, then `left`, the gradients that no post_backward took. On return this
-  /// rank's gradients are reduced. Every rank calls it once per backward, also with nothing to add.
+  /// rank's gradients are reduced, or on a device will be when `stream` has come so far. Every rank calls it once per
+  /// backward, also with nothing to add.
   void finish_backward(const Left& left, Stream stream = {});
   /// Marks the end of a forward walk.
   void finish_forward();

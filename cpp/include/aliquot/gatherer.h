@@ -43,6 +43,9 @@ struct GatherStatistics {
 class Gatherer {
  public:
   Gatherer(ShardStore& store, Communicator& communicator, MemoryResource& memory, GathererOptions options);
+  Gatherer(const Gatherer&) = delete;
+  Gatherer& operator=(const Gatherer&) = delete;
+  ~Gatherer();
 
   /// The full parameters of `unit`, Layout::numel() elements of its dtype, current until it was released as often as
   /// acquired. `stream` waits until they are there; the host does not, where there is a device.
@@ -61,6 +64,10 @@ class Gatherer {
   /// Marks the end of a pass, so that the next is predicted from its start.
   void end_pass(Pass pass);
 
+  /// `stream` goes on when this rank reads no peer's bytes any more; other streams don't wait.
+  void finish_reads(Stream stream);
+  /// The same, and the host waits.
+  void finish_reads();
   /// Tells peers that this rank's bytes have their next version, which `stream` has been given the writing of. Every
   /// rank publishes the same sequence of versions.
   void publish(Stream stream = {});
@@ -68,7 +75,7 @@ class Gatherer {
   void fetch(std::size_t unit, Role role, std::byte* whole, Stream stream = {});
 
   /// From here on gathers, and waits for them, are on `timeline`, if there is one.
-  void profile(Timeline* timeline) { timeline_ = timeline; }
+  void profile(Timeline* timeline);
   /// True if units are copied to slots, which later units overwrite.
   bool uses_slots() const;
   std::size_t slot_bytes() const { return slots_.bytes(); }
@@ -77,6 +84,10 @@ class Gatherer {
  private:
   const std::byte* resident(std::size_t unit) const;
   void fill(std::size_t unit, std::byte* slot);
+  void await_filled(std::size_t unit);
+  void pull(std::size_t unit, std::byte* slot, Timeline* timeline);
+  void move(std::size_t unit, Role role, std::byte* whole, Stream stream, Timeline* timeline);
+  void count(std::size_t unit);
   void gather_ahead(std::size_t unit, Pass pass);
   void await_version();
 
@@ -86,6 +97,7 @@ class Gatherer {
   Slots slots_;
   OwnedStream stream_;  ///< of the gathers ahead of their use
   Event published_;
+  Event read_;
   Tracer forward_;
   Tracer backward_;
   PeerMemory control_;  ///< per rank: the Signal of its version

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <vector>
 
@@ -41,9 +42,11 @@ class Slots {
   /// When the home was last filled, and when last given back.
   Event& filled_event(std::size_t unit) { return slots_[*homes_[unit]].filled; }
   Event& released_event(std::size_t unit) { return slots_[*homes_[unit]].released; }
-  /// What the home's bytes are: true if they are this unit's as of `epoch`.
+  /// What the home's bytes are: true if they are this unit's as of `epoch`, or will be when `filled_by(unit)` is done.
   bool holds(std::size_t unit, std::uint32_t epoch) const;
-  void filled(std::size_t unit, std::uint32_t epoch);
+  /// \param launch  of the work that fills the home (Communicator::launch)
+  void filled(std::size_t unit, std::uint32_t epoch, std::uint64_t launch);
+  std::uint64_t filled_by(std::size_t unit) const { return slots_[*homes_[unit]].launch; }
   /// The home's bytes are nobody's.
   void forget(std::size_t unit);
   /// Fills the unit's home with NaN, if other units may land there, so that a use after release cannot pass by luck.
@@ -60,7 +63,8 @@ class Slots {
     Event released;
     bool in_ring = false;
     std::optional<std::size_t> content;  ///< unit whose bytes lie here,
-    std::uint32_t epoch = 0;             ///< as of this epoch
+    std::uint32_t epoch = 0;             ///< as of this epoch,
+    std::uint64_t launch = 0;            ///< brought by this
     std::optional<std::size_t> tenant;   ///< live unit
     std::size_t takes = 0;               ///< how often the tenant was taken and not released
   };
@@ -76,7 +80,7 @@ class Slots {
   std::size_t ring_bytes_ = 0;
   std::size_t ring_count_ = 0;
   std::size_t next_ = 0;
-  std::vector<Slot> slots_;
+  std::deque<Slot> slots_;  ///< whose events stay where they are
   std::vector<std::optional<std::size_t>> homes_;
 };
 

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstddef>
 #include <deque>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -39,8 +40,8 @@ struct Slice {
   double end;
 };
 
-/// Slices of time, marked on the streams while they pass and read once all is over. Belongs to one engine, and is
-/// called from where that is. On CPUs there is one stream, so what is said to be beside the caller is its work.
+/// Slices of time, marked on the streams while they pass, by any thread, and read once all is over. On CPUs there is
+/// one stream, so what is said to be beside the caller is its work.
 class Timeline {
  public:
   using Clock = std::chrono::steady_clock;
@@ -64,11 +65,13 @@ class Timeline {
     bool ended = false;
   };
 
+  Mark& add();
   Mark& begin(Activity activity, Hold hold, std::string_view name, std::size_t bytes, Stream stream);
 
   Device device_;
   TimedEvent start_;
   Clock::time_point origin_;
+  std::mutex mutex_;  ///< of the deque; a mark is its maker's
   std::deque<Mark> marks_;
 };
 

@@ -52,6 +52,23 @@ std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicato
 /// large pieces. \throws as make_nccl_communicator
 std::unique_ptr<MemoryResource> nccl_memory(Device device);
 
+/// `peer`: ranks are GPUs of one host that map each other's memory (NVLink, or PCIe where it lets them). As `nccl`, but
+/// without NCCL: what a rank registers is there for its peers' copy engines and kernels (Communicator::peer), and
+/// streams of different ranks meet on the device (Communicator::meet), also in graphs that are replayed. Collectives go
+/// through memory of its own, some 50 MiB. The host waits for peers in barrier, in register_memory, and in send and
+/// receive. Several ranks may have the same GPU, for tests: they must be threads of one process, and none may free
+/// device memory while another's stream waits for it, since that waits for the device.
+///
+/// Errors are those of `nccl`: a thread watches over every rank, and ends waits on the device. A rank whose graph waits
+/// for a peer that does not replay its own is found by what the device itself says, after the timeout.
+/// \throws InvalidArgument on every rank if one has no GPU, or two can't map each other's memory; DeviceError in a
+/// build without CUDA
+std::unique_ptr<Communicator> make_peer_communicator(std::unique_ptr<Communicator> control, Device device);
+
+/// Whether make_peer_communicator would do for ranks that have these devices. Collective over `control`; the same
+/// answer on every rank.
+bool can_map_peers(Communicator& control, Device device);
+
 /// Which file to load NCCL from where the process holds no copy yet. Without it the loader searches.
 void set_nccl_library(const std::string& path);
 

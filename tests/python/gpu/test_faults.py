@@ -13,7 +13,7 @@ import pytest
 import torch
 from cases import CASES, square_loss
 from models import Chain
-from ranks import FORK, NCCL, run_ranks, started
+from ranks import FORK, NCCL, PEER, Transport, run_ranks, started
 from test_exceptions import CASE as FUSED
 from test_exceptions import PLACES, compare, fail
 from test_peer_lost import train_until_lost
@@ -32,10 +32,10 @@ def free_bytes(rank: int) -> int:
     return torch.cuda.mem_get_info(rank)[0]
 
 
-def lose_a_rank(chance: random.Random) -> None:
+def lose_a_rank(chance: random.Random, transport: Transport) -> None:
     victim, stage, delay = chance.randrange(2), chance.choice(STAGES), chance.uniform(0.0, 0.05)
     training = FORK.Semaphore(0)
-    with started(2, train_until_lost, stage, training, transport=NCCL) as ranks:
+    with started(2, train_until_lost, stage, training, transport=transport) as ranks:
         for _ in range(2):
             assert training.acquire(timeout=60.0)
         Event().wait(delay)  # the random instant
@@ -48,11 +48,11 @@ def lose_a_rank(chance: random.Random) -> None:
     assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, 0)
 
 
-def test_the_survivor_names_the_dead_and_leaves_nothing_on_the_gpus() -> None:
+def test_the_survivor_names_the_dead_and_leaves_nothing_on_the_gpus(transport: Transport) -> None:
     before = run_ranks(2, free_bytes, transport=None)
     chance = random.Random(LOSSES)
     for _ in range(LOSSES):
-        lose_a_rank(chance)
+        lose_a_rank(chance, transport)
     for free, free_before in zip(run_ranks(2, free_bytes, transport=None), before, strict=True):
         assert free > free_before - SLACK
 
@@ -64,8 +64,8 @@ def compare_everywhere(rank: int) -> None:
             compare(rank, stage, place)
 
 
-def test_a_failure_of_all_ranks_is_forgotten_after_reset_step() -> None:
-    run_ranks(2, compare_everywhere, transport=NCCL, timeout=120.0)
+def test_a_failure_of_all_ranks_is_forgotten_after_reset_step(transport: Transport) -> None:
+    run_ranks(2, compare_everywhere, transport=transport, timeout=120.0)
 
 
 def error_of_going_on(sharded: Sharded, rank: int) -> tuple[float, str]:
@@ -100,12 +100,15 @@ def assert_soon(outcomes: list[tuple[float, float, str]]) -> None:
         assert all(f"rank {rank}" in text for rank in range(2)), text
 
 
-@pytest.mark.parametrize(("place", "stage"), [("forward", 3), ("backward", 3), ("backward", 0)])
-def test_a_failure_of_one_rank_ends_all_with_an_error(place: str, stage: int) -> None:
-    """NCCL needs every rank: the one that gives a step up leaves the other in the middle of it. (A forward of stage 0
-    meets nobody, and can be repeated.)
+FAILURES = [(NCCL, "forward", 3), *((each, "backward", stage) for each in (PEER, NCCL) for stage in (3, 0))]
+
+
+@pytest.mark.parametrize(("transport", "place", "stage"), FAILURES, ids=str)
+def test_a_failure_of_one_rank_ends_all_with_an_error(transport: Transport, place: str, stage: int) -> None:
+    """A reduction needs every rank: the one that gives a step up leaves the other in the middle of it. (A forward that
+    meets nobody, on NCCL one of stage 0, can be repeated.)
     """  # fmt: skip
-    assert_soon(run_ranks(2, fail_on_rank_0, stage, place, transport=NCCL))
+    assert_soon(run_ranks(2, fail_on_rank_0, stage, place, transport=transport))
 
 
 def skip_later(model: nn.Module, turn: Turn) -> Tensor:
@@ -121,9 +124,9 @@ def take_different_paths(rank: int, stage: int) -> tuple[float, float, str]:
     return time.monotonic(), *error_of_going_on(sharded, rank)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_ranks_that_take_different_paths_name_both_units(stage: int) -> None:
-    outcomes = run_ranks(2, take_different_paths, stage, transport=NCCL)
+def test_nccl_names_both_units_of_ranks_that_take_different_paths() -> None:
+    """A gather needs every rank there."""
+    outcomes = run_ranks(2, take_different_paths, 3, transport=NCCL)
     assert_soon(outcomes)
     for _, _, text in outcomes:
         assert text.count('of unit "') == 2, text
@@ -135,7 +138,7 @@ def train_plainly(rank: int) -> None:
         sharded.step(rank, step)
 
 
-def test_ranks_that_end_in_good_order_exit_at_once() -> None:
-    with started(2, train_plainly, transport=NCCL) as ranks:
+def test_ranks_that_end_in_good_order_exit_at_once(transport: Transport) -> None:
+    with started(2, train_plainly, transport=transport) as ranks:
         ranks.results(timeout=60.0)
         assert ranks.exit_codes(timeout=15.0) == [0, 0]

@@ -10,7 +10,7 @@ from typing import Any
 import aliquot
 import pytest
 import torch
-from ranks import FORK, NCCL, run_ranks
+from ranks import FORK, Transport, run_ranks
 from torch.distributed import TCPStore
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("two_gpus")]
@@ -21,9 +21,14 @@ def describe(rank: int) -> tuple[str, str, int, str]:
     return world.transport, str(world.device), torch.cuda.current_device(), world.communicator.name
 
 
-def test_each_rank_has_the_gpu_of_its_local_rank() -> None:
-    expected = [("nccl", f"cuda:{rank}", rank, "nccl") for rank in range(2)]
-    assert run_ranks(2, describe, transport=NCCL) == expected
+def test_each_rank_has_the_gpu_of_its_local_rank(transport: Transport) -> None:
+    name = transport.name
+    expected = [(name, f"cuda:{rank}", rank, name) for rank in range(2)]
+    assert run_ranks(2, describe, transport=transport) == expected
+
+
+def test_gpus_that_map_each_other_do_without_nccl() -> None:
+    expected = [("peer", f"cuda:{rank}", rank, "peer") for rank in range(2)]
     assert run_ranks(2, describe, transport=None) == expected
 
 
@@ -41,8 +46,8 @@ def move_bytes(rank: int) -> tuple[bytes, int]:
     return communicator.all_gather("names", f"rank {rank};".encode()), int(number)
 
 
-def test_bytes_of_host_and_device() -> None:
-    assert run_ranks(2, move_bytes, transport=NCCL) == [(b"rank 0;rank 1;", 8)] * 2
+def test_bytes_of_host_and_device(transport: Transport) -> None:
+    assert run_ranks(2, move_bytes, transport=transport) == [(b"rank 0;rank 1;", 8)] * 2
 
 
 def unique_id_of_torch(rank: int) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import language, plain
 from models import WIDTH, Chain, LanguageModel
-from ranks import NCCL, run_ranks
+from ranks import Transport, run_ranks
 from torch import Tensor
 from traces import TRACKS, outermost, read
 from training import STAGES, Case, Sharded, assert_same_bits
@@ -30,8 +30,8 @@ def profiled(rank: int, path: str, stage: int) -> tuple[aliquot.Profile, list[st
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_trace_names_the_units_and_its_slices_nest(tmp_path: Path, stage: int) -> None:
-    for profile, units in run_ranks(2, profiled, str(tmp_path / "trace.json"), stage, transport=NCCL):
+def test_the_trace_names_the_units_and_its_slices_nest(tmp_path: Path, stage: int, transport: Transport) -> None:
+    for profile, units in run_ranks(2, profiled, str(tmp_path / "trace.json"), stage, transport=transport):
         slices, process = read(profile)
         assert process == f"rank {profile.rank}"
         assert list(slices) == TRACKS
@@ -44,8 +44,8 @@ def test_the_trace_names_the_units_and_its_slices_nest(tmp_path: Path, stage: in
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_what_is_exposed_is_part_of_the_whole(tmp_path: Path, stage: int) -> None:
-    for profile, _ in run_ranks(2, profiled, str(tmp_path / "trace.json"), stage, transport=NCCL):
+def test_what_is_exposed_is_part_of_the_whole(tmp_path: Path, stage: int, transport: Transport) -> None:
+    for profile, _ in run_ranks(2, profiled, str(tmp_path / "trace.json"), stage, transport=transport):
         for activity, times in profile.times.items():
             assert times.exposed <= times.seconds <= profile.seconds
             on_the_models_stream = activity in ("pack", "step")
@@ -76,7 +76,7 @@ def profile_behind_a_busy_gpu(rank: int) -> tuple[bool, dict[str, Tensor], dict[
     return host_was_ahead, sharded.weights(), unprofiled.weights()
 
 
-def test_the_host_does_not_wait_in_a_profiled_step_and_no_bit_changes() -> None:
-    for host_was_ahead, weights, expected in run_ranks(2, profile_behind_a_busy_gpu, transport=NCCL):
+def test_the_host_does_not_wait_in_a_profiled_step_and_no_bit_changes(transport: Transport) -> None:
+    for host_was_ahead, weights, expected in run_ranks(2, profile_behind_a_busy_gpu, transport=transport):
         assert host_was_ahead
         assert_same_bits(weights, expected)

@@ -10,13 +10,12 @@ import pytest
 import torch
 from cases import CASES, language, plain
 from models import Chain, LanguageModel
-from ranks import NCCL, Transport, run_ranks
+from ranks import NCCL_POISONED, PEER, PEER_POISONED, Transport, run_ranks
 from torch import Tensor
 from training import STAGES, Case, Sharded, Turn, assert_same_bits, assert_same_weights, train_both
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("two_gpus")]
 
-POISONED = Transport("nccl", poison=True)
 LANGUAGE = Case(LanguageModel, language)
 
 
@@ -32,7 +31,7 @@ def train_all(rank: int, stage: int) -> dict[str, str]:
     return failures
 
 
-@pytest.mark.parametrize("transport", [NCCL, POISONED], ids=str)
+@pytest.mark.parametrize("transport", [PEER, PEER_POISONED, NCCL_POISONED], ids=str)
 @pytest.mark.parametrize("stage", STAGES)
 def test_models(stage: int, transport: Transport) -> None:
     assert run_ranks(2, train_all, stage, transport=transport, timeout=240.0) == [{}, {}]
@@ -68,8 +67,8 @@ def train_stages(rank: int) -> None:
         assert_same_bits(weights_after(rank, stage, 30), expected)
 
 
-def test_the_stages_give_the_same_bits() -> None:
-    run_ranks(2, train_stages, transport=NCCL, timeout=120.0)
+def test_the_stages_give_the_same_bits(transport: Transport) -> None:
+    run_ranks(2, train_stages, transport=transport, timeout=120.0)
 
 
 def train_slowly(rank: int) -> None:
@@ -77,12 +76,12 @@ def train_slowly(rank: int) -> None:
         assert_same_bits(weights_after(rank, stage, 8, slow=True), weights_after(rank, stage, 8))
 
 
-def test_slow_producers_change_no_bit() -> None:
-    run_ranks(2, train_slowly, transport=NCCL, timeout=120.0)
+def test_slow_producers_change_no_bit(transport: Transport) -> None:
+    run_ranks(2, train_slowly, transport=transport, timeout=120.0)
 
 
-def test_agrees_with_the_engine_on_cpus() -> None:
-    on_gpus: Mapping[str, Tensor] = run_ranks(2, weights_after, 3, 50, transport=NCCL, timeout=120.0)[0]
+def test_agrees_with_the_engine_on_cpus(transport: Transport) -> None:
+    on_gpus: Mapping[str, Tensor] = run_ranks(2, weights_after, 3, 50, transport=transport, timeout=120.0)[0]
     on_cpus: Mapping[str, Tensor] = run_ranks(2, weights_after, 3, 50)[0]
     assert_same_weights(on_gpus, on_cpus, tolerance=1e-5)
 
@@ -105,8 +104,8 @@ def non_finite(rank: int, stage: int) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_bad_gradient_skips_the_step_on_all_ranks(stage: int) -> None:
-    run_ranks(2, non_finite, stage, transport=NCCL, timeout=60.0)
+def test_a_bad_gradient_skips_the_step_on_all_ranks(stage: int, transport: Transport) -> None:
+    run_ranks(2, non_finite, stage, transport=transport, timeout=60.0)
 
 
 def train_bf16(rank: int, stage: int, master: str) -> dict[str, Tensor]:
@@ -128,11 +127,11 @@ def train_bf16(rank: int, stage: int, master: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("master", ["split", "fp32"])
-def test_bf16_stages_give_the_same_bits(master: str) -> None:
-    expected = run_ranks(2, train_bf16, 0, master, transport=NCCL, timeout=60.0)
+def test_bf16_stages_give_the_same_bits(master: str, transport: Transport) -> None:
+    expected = run_ranks(2, train_bf16, 0, master, transport=transport, timeout=60.0)
     assert expected[0]["losses"][-5:].mean() < expected[0]["losses"][:5].mean()
     for stage in (1, 2, 3):
-        for mine, other in zip(run_ranks(2, train_bf16, stage, master, transport=NCCL), expected, strict=True):
+        for mine, other in zip(run_ranks(2, train_bf16, stage, master, transport=transport), expected, strict=True):
             assert_same_bits(mine, other)
 
 
@@ -150,8 +149,8 @@ def write_and_read(rank: int, stage: int) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_values_between_steps(stage: int) -> None:
-    run_ranks(2, write_and_read, stage, transport=NCCL)
+def test_values_between_steps(stage: int, transport: Transport) -> None:
+    run_ranks(2, write_and_read, stage, transport=transport)
 
 
 def ask_too_much(rank: int) -> str:
@@ -161,5 +160,5 @@ def ask_too_much(rank: int) -> str:
     return str(refused.value)
 
 
-def test_a_model_that_cannot_fit_is_refused_with_figures() -> None:
-    assert all("bytes" in text for text in run_ranks(2, ask_too_much, transport=NCCL))
+def test_a_model_that_cannot_fit_is_refused_with_figures(transport: Transport) -> None:
+    assert all("bytes" in text for text in run_ranks(2, ask_too_much, transport=transport))

@@ -1,0 +1,168 @@
+#include "cuda/watched_communicator.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include <cuda_runtime_api.h>
+
+namespace aliquot {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr auto between_looks = 50ms;
+// A rank that leaves finishes what its peers may still need from it, but not at any price.
+constexpr auto longest_farewell = 30s;
+
+// What a thread of ours asks must not spoil a capture into a graph that another thread is making.
+void prepare_thread(Device device) {
+  cudaSetDevice(device.index);
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+}
+
+}  // namespace
+
+WatchedCommunicator::WatchedCommunicator(std::unique_ptr<Communicator> control, Device device)
+    : Communicator(control->rank(), control->world_size(), control->timeout()), control_(std::move(control)),
+      device_(device), creator_(getpid()), watch_(*control_), host_(*control_, watch_, *this) {}
+
+WatchedCommunicator::~WatchedCommunicator() {
+  if (in_fork() && watcher_.joinable()) watcher_.detach();
+}
+
+void WatchedCommunicator::require_one_sided(const Communicator& control) {
+  if (control.one_sided()) return;
+  throw InvalidArgument(
+      "a transport of GPUs needs a one-sided communicator of the same ranks beside it, such as shared_memory; ranks of "
+      "several hosts can use the transport process_group");
+}
+
+bool WatchedCommunicator::in_fork() const noexcept { return getpid() != creator_; }
+
+void WatchedCommunicator::begin_watch() {
+  launcher_ = std::make_unique<Launcher>([device = device_] { prepare_thread(device); });
+  watcher_ = std::jthread([this](const std::stop_token& stop) { watch(stop); });
+}
+
+std::uint64_t WatchedCommunicator::launch(std::function<void()> work) {
+  if (can_launch()) return launcher_->give([this, work = std::move(work)] { end_if_fails(work); });
+  failure_.raise();
+  throw InvalidArgument("launch: rank " + std::to_string(rank()) + " has left, or this is a fork of it");
+}
+
+// In any case the work is over, or stuck no more, when this returns or throws an Error.
+void WatchedCommunicator::await(std::uint64_t launch) try {
+  if (can_launch()) launcher_->await(launch);
+} catch (const Error&) {
+  failure_.raise();
+  throw;
+} catch (...) {
+  end(interrupted());
+  settle(*this);
+  throw;
+}
+
+std::string WatchedCommunicator::interrupted() const {
+  return "rank " + std::to_string(rank()) + " was interrupted while it waited for its device";
+}
+
+void WatchedCommunicator::say(std::string_view collective, const Tag& tag, std::uint64_t size, int root) {
+  await(every_launch);
+  watch_.say(collective, tag, size, root);
+}
+
+void WatchedCommunicator::require_progress(cuda::Progress& progress, std::string_view what,
+                                           cuda::Progress::Clock::duration longest) const {
+  if (progress.age() <= longest) return;
+  throw CommunicatorError("rank " + std::to_string(rank()) + ": its device has not got through the " +
+                          std::string(what) + " for " + std::to_string(timeout().count()) +
+                          " ms (the communicator's timeout), though no rank is behind. If the work on the stream " +
+                          "takes that long, give a longer timeout");
+}
+
+// By way of the tags, which partners on the host compare.
+void WatchedCommunicator::agree(const Tag& tag, std::size_t bytes, int from, int to) {
+  await(every_launch);
+  const std::string unit = std::string(tag.unit) + ", " + std::to_string(bytes) + " bytes";
+  if (from == rank()) {
+    host_.send({tag.operation, unit}, {}, to, {});
+  } else {
+    host_.receive({tag.operation, unit}, {}, from, {});
+  }
+}
+
+void WatchedCommunicator::require_intact() {
+  failure_.raise();
+  if (fails([this] { control_->require_intact(); })) failure_.raise();
+}
+
+void WatchedCommunicator::abort(std::string_view reason) noexcept {
+  control_->abort(reason);
+  fails([this] { control_->require_intact(); });
+}
+
+void WatchedCommunicator::watch(const std::stop_token& stop) noexcept {
+  prepare_thread(device_);
+  const auto look = [this] {
+    watch_.look();
+    look_at_device();
+  };
+  std::unique_lock lock(sleep_mutex_);
+  while (!stop.stop_requested()) {
+    if (fails(look)) return end(failure_.text.data());
+    wake_.wait_for(lock, stop, between_looks, [] { return false; });
+  }
+}
+
+bool WatchedCommunicator::fails(const std::function<void()>& check) noexcept {
+  try {
+    check();
+    return false;
+  } catch (const PeerLost& error) {
+    failure_.record(error.rank(), error.what());
+  } catch (const std::exception& error) {
+    failure_.record(-1, error.what());
+  }
+  while (!failure_.happened()) std::this_thread::yield();  // another thread was first, and is about to say so
+  return true;
+}
+
+// Told to the peers before the device's waits end, so that what they meet first is the reason.
+void WatchedCommunicator::end(std::string_view text) noexcept {
+  failure_.record(-1, text);
+  control_->abort(text);
+  abort_device();
+}
+
+void WatchedCommunicator::leave() noexcept {
+  if (in_fork() || left_.exchange(true)) return;
+  if (!drain()) control_->abort("it left before its collectives were done");
+  launcher_.reset();  // while there is still someone who gets it out if it is stuck
+  watch_.leave();
+  watcher_.request_stop();
+  if (watcher_.joinable()) watcher_.join();
+  if (fails([this] { require_intact(); })) {
+    end(failure_.text.data());  // what a peer has aborted can't end in good order any more
+    await_abort();
+  }
+  control_->leave();
+}
+
+bool WatchedCommunicator::drain() noexcept {
+  const auto deadline =
+      std::chrono::steady_clock::now() + std::min<std::chrono::milliseconds>(timeout(), longest_farewell);
+  try {
+    await(every_launch);
+    while (!failure_.happened() && !idle()) {
+      if (std::chrono::steady_clock::now() > deadline) return false;
+      std::this_thread::sleep_for(1ms);
+    }
+  } catch (const std::exception&) {  // the device has met an error: nothing more is to come of it
+  }
+  return true;
+}
+
+}  // namespace aliquot
