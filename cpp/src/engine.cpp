@@ -16,6 +16,13 @@ namespace {
 
 bool on_cpu(const MemoryResource& memory) { return memory.device().type == Device::Type::cpu; }
 
+void require_mapped(const ShardStore& store, const Communicator& communicator) {
+  if (!communicator.maps_peers() || store.unit_count() == 0) return;
+  if (communicator.peer(communicator.rank(), store.bytes_of(0, Role::param).data()) != nullptr) return;
+  throw InvalidArgument("the peers of an engine on the transport '" + std::string(communicator.name()) +
+                        "' can't map its memory: give it that of planned_memory()");
+}
+
 /// Calls `use` with whichever room is there: the host's or the device's.
 template <typename Room, typename Use>
 decltype(auto) with(Room& room, const Use& use) {
@@ -28,6 +35,7 @@ Engine::Engine(std::vector<UnitSpec> units, Communicator& communicator, MemoryRe
     : communicator_(communicator), store_(std::move(units), options.stage, communicator, memory, options.store),
       gatherer_(store_, communicator, memory, options.gatherer), memory_(memory), graph_(store_.unit_count()),
       in_backward_(store_.unit_count()), held_(store_.unit_count()) {
+  require_mapped(store_, communicator);
   if (on_cpu(memory)) {
     reducer_ = std::make_unique<Reducer>(store_, communicator, memory);
   } else {

@@ -222,5 +222,15 @@ TEST_P(CudaEngine, TakesExactlyWhatWasPlanned) {
   expect_success(run_on_gpus(world_size(), body, patience, transport()));
 }
 
+TEST(CudaEngineOnPeer, RefusesMemoryThatPeersCannotMap) {
+  if (cuda_device_count() == 0) GTEST_SKIP() << "no CUDA device";
+  const auto body = [](GpuRank& rank) {
+    const auto memory = device_memory(rank.device);
+    const std::string text = error_of<InvalidArgument>([&] { Engine(toy_units(), rank.communicator, *memory, {}); });
+    require(text.find("give it that of planned_memory()") != std::string::npos, text);
+  };
+  expect_success(run_on_gpus(1, body, patience, GpuTransport::peer));
+}
+
 }  // namespace
 }  // namespace aliquot::test
