@@ -46,22 +46,23 @@ void Meetings::abort() noexcept {
 }
 
 // A number that stays is one wait: a stream that goes on waits for another one next, or says 0.
-void Meetings::require_pace(std::chrono::milliseconds timeout) {
+void Meetings::require_pace(std::chrono::milliseconds timeout, const std::function<std::string(int)>& name_of) {
   const auto now = Clock::now();
   for (std::size_t i = 0; i < waits_.size(); ++i) {
     const std::uint32_t number = load(late(0)[i]);
     if (number != waits_[i].number) waits_[i] = {number, now};
-    if (number != 0 && now - waits_[i].since > timeout) tell_late(i / static_cast<std::size_t>(world_size_), timeout);
+    const int channel = static_cast<int>(i) / world_size_;
+    if (number != 0 && now - waits_[i].since > timeout) tell_late(channel, timeout, name_of(channel));
   }
 }
 
-void Meetings::tell_late(std::size_t channel, std::chrono::milliseconds timeout) const {
+void Meetings::tell_late(int channel, std::chrono::milliseconds timeout, const std::string& what) const {
   std::string ranks;
   for (int rank = 0; rank < world_size_; ++rank) {
-    if (load(late(static_cast<int>(channel))[rank]) != 0) ranks += " " + std::to_string(rank);
+    if (load(late(channel)[rank]) != 0) ranks += " " + std::to_string(rank);
   }
-  throw CommunicatorError("a stream of rank " + std::to_string(rank_) + " waited for its peers on channel " +
-                          std::to_string(channel) + ", in vain for " + std::to_string(timeout.count()) +
+  throw CommunicatorError("a stream of rank " + std::to_string(rank_) + " waited for its peers in " + what +
+                          ", in vain for " + std::to_string(timeout.count()) +
                           " ms (the communicator's timeout); not arrived: rank" + ranks +
                           ". See what the streams there do, and whether every rank replays the same graphs; if they "
                           "are only slow, give a longer timeout");

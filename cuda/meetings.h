@@ -4,8 +4,10 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "aliquot/memory_resource.h"
@@ -32,7 +34,8 @@ class Meetings {
   void abort() noexcept;
   /// \throws CommunicatorError if a stream has waited for the same meeting for longer than `timeout`, and names the
   /// ranks that have not come. Asked again and again, by one thread: it sees as much of time as it is asked.
-  void require_pace(std::chrono::milliseconds timeout);
+  /// \param name_of  says what is done on a channel
+  void require_pace(std::chrono::milliseconds timeout, const std::function<std::string(int)>& name_of);
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -42,7 +45,7 @@ class Meetings {
   };
 
   std::uint32_t* late(int channel) const;
-  [[noreturn]] void tell_late(std::size_t channel, std::chrono::milliseconds timeout) const;
+  [[noreturn]] void tell_late(int channel, std::chrono::milliseconds timeout, const std::string& what) const;
 
   int rank_;
   int world_size_;

@@ -88,16 +88,16 @@ void PeerCommunicator::enqueue(int number, Stream stream, const std::function<vo
 }
 
 void PeerCommunicator::look_at_device() {
-  world_->meetings().require_pace(timeout());
+  world_->meetings().require_pace(timeout(), what_is_done_on);
   for (Queue& queue : queues_) require_progress(queue.progress, what_is_done_on(queue.channel), timeout() + grace);
 }
 
-const char* PeerCommunicator::what_is_done_on(int channel) {
+std::string PeerCommunicator::what_is_done_on(int channel) {
   switch (channel) {
     case gathers: return "collectives of gathers";
     case others: return "collectives of reductions";
     case pairs: return "sends and receives";
-    default: return "meetings";
+    default: return "meetings on channel " + std::to_string(channel - first_of_callers);
   }
 }
 

@@ -65,7 +65,7 @@ class PeerCommunicator final : public WatchedCommunicator {
   /// Whether the device uses nothing of world_ any more.
   bool let_go() noexcept;
 
-  static const char* what_is_done_on(int channel);
+  static std::string what_is_done_on(int channel);
   cuda::Ranks everyone() const { return {0, world_size()}; }
   /// The peers, this rank's successor first, so that not all ranks read from the same one.
   std::vector<int> peers_in_turn() const;

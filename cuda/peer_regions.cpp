@@ -65,13 +65,18 @@ std::vector<Mapping> map_all(Communicator& host, Device device, std::span<std::b
   const Mapping piece = piece_at(memory);
   const std::vector<Offer> offers = exchange_offers(host, piece);
   require_alike(offers);
-  const std::vector<Descriptor> files = exchange_descriptors(host, piece->exported());
-  std::vector<Mapping> mappings;
-  for (std::size_t rank = 0; rank < offers.size(); ++rank) {
-    mappings.push_back(mapped(offers[rank], files[rank], device));
+  try {
+    const std::vector<Descriptor> files = exchange_descriptors(host, piece->exported());
+    std::vector<Mapping> mappings;
+    for (std::size_t rank = 0; rank < offers.size(); ++rank) {
+      mappings.push_back(mapped(offers[rank], files[rank], device));
+    }
+    host.barrier({"register", "mapped"});  // a piece that one rank maps is not given back by another
+    return mappings;
+  } catch (const std::exception& error) {
+    host.abort(error.what());  // the others wait for this rank
+    throw;
   }
-  host.barrier({"register", "mapped"});  // a piece that one rank maps is not given back by another
-  return mappings;
 }
 
 }  // namespace

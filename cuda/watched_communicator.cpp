@@ -29,8 +29,11 @@ WatchedCommunicator::WatchedCommunicator(std::unique_ptr<Communicator> control, 
     : Communicator(control->rank(), control->world_size(), control->timeout()), control_(std::move(control)),
       device_(device), creator_(getpid()), watch_(*control_), host_(*control_, watch_, *this) {}
 
+// To destroy a condition variable waits for who waits on it; a fork has inherited the wait, but not the thread.
 WatchedCommunicator::~WatchedCommunicator() {
-  if (in_fork() && watcher_.joinable()) watcher_.detach();
+  if (!in_fork()) return;
+  if (watcher_.joinable()) watcher_.detach();
+  static_cast<void>(alarm_.release());
 }
 
 void WatchedCommunicator::require_one_sided(const Communicator& control) {
@@ -53,15 +56,13 @@ std::uint64_t WatchedCommunicator::launch(std::function<void()> work) {
   throw InvalidArgument("launch: rank " + std::to_string(rank()) + " has left, or this is a fork of it");
 }
 
-// In any case the work is over, or stuck no more, when this returns or throws an Error.
+// In any case the work is over when this returns or throws: it may refer to the caller's stack.
 void WatchedCommunicator::await(std::uint64_t launch) try {
   if (can_launch()) launcher_->await(launch);
-} catch (const Error&) {
-  failure_.raise();
-  throw;
 } catch (...) {
-  end(interrupted());
-  settle(*this);
+  if (launcher_->failed()) failure_.raise();
+  if (!launcher_->failed()) end(interrupted());
+  launcher_->drain();
   throw;
 }
 
@@ -110,10 +111,10 @@ void WatchedCommunicator::watch(const std::stop_token& stop) noexcept {
     watch_.look();
     look_at_device();
   };
-  std::unique_lock lock(sleep_mutex_);
+  std::unique_lock lock(alarm_->mutex);
   while (!stop.stop_requested()) {
     if (fails(look)) return end(failure_.text.data());
-    wake_.wait_for(lock, stop, between_looks, [] { return false; });
+    alarm_->wake.wait_for(lock, stop, between_looks, [] { return false; });
   }
 }
 

@@ -27,8 +27,8 @@ namespace aliquot {
 
 /// Calls only hand work to the device; what is launched, a thread of the rank hands over. Another one notices a dead
 /// peer, ranks that disagree, a passed deadline, an abort, and what the transport itself looks for. The first of these
-/// is recorded, told to the peers, and ends the device's waits; later calls throw it. See docs/design.md, "Watching
-/// NCCL".
+/// is recorded, told to the peers, and ends the device's waits; later calls throw it. See docs/design.md, "Watching the
+/// device".
 class WatchedCommunicator : public Communicator {
  public:
   ~WatchedCommunicator() override;
@@ -90,6 +90,12 @@ class WatchedCommunicator : public Communicator {
   }
 
  private:
+  /// What the watcher sleeps on.
+  struct Alarm {
+    std::mutex mutex;
+    std::condition_variable_any wake;
+  };
+
   void watch(const std::stop_token& stop) noexcept;
   /// Remembers what `check` throws, and says whether it did.
   bool fails(const std::function<void()>& check) noexcept;
@@ -108,8 +114,7 @@ class WatchedCommunicator : public Communicator {
   WatchedHost host_;
   std::unique_ptr<Launcher> launcher_;  ///< ends in leave(), before what its work uses
   std::atomic<bool> left_ = false;
-  std::mutex sleep_mutex_;
-  std::condition_variable_any wake_;
+  std::unique_ptr<Alarm> alarm_ = std::make_unique<Alarm>();
   std::jthread watcher_;
 };
 

@@ -118,7 +118,8 @@ std::optional<Letter> try_to_receive(const Descriptor& socket) {
       }
     }
   }
-  if (bytes != sizeof wrapping.rank || !letter.file) return {};
+  const bool lost = (wrapping.message.msg_flags & MSG_CTRUNC) != 0;
+  if (bytes != sizeof wrapping.rank || !(letter.file || lost)) return {};
   return letter;
 }
 
@@ -161,6 +162,10 @@ class Exchange {
       }
       std::optional<Letter> letter = try_to_receive(socket_);
       if (!letter || !is_due(*letter)) continue;  // anybody may write to the address
+      if (!letter->file) {
+        throw CommunicatorError("rank " + std::to_string(host_.rank()) +
+                                " has too many open files to take one of a peer's: raise the limit (ulimit -n)");
+      }
       received_[static_cast<std::size_t>(letter->from)] = std::move(letter->file);
       return;
     }

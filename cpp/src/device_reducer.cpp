@@ -9,6 +9,11 @@
 namespace aliquot {
 namespace {
 
+/// Models that share a communicator may have units of the same names.
+std::string operation_of(std::size_t engine) {
+  return engine == 0 ? "reduce" : "reduce, model " + std::to_string(engine + 1);
+}
+
 std::vector<std::size_t> units_that_train(const ShardStore& store) {
   std::vector<std::size_t> units;
   for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
@@ -42,7 +47,8 @@ std::size_t DeviceReducer::planned_bytes(const ShardStore& store, const Communic
 
 DeviceReducer::DeviceReducer(ShardStore& store, Communicator& communicator, MemoryResource& memory)
     : store_(store), communicator_(communicator), device_(memory.device()), units_(store.unit_count()),
-      order_(units_that_train(store)), shape_(shape_of(store)), stream_(device_, Priority::high), reduced_(device_) {
+      order_(units_that_train(store)), operation_(operation_of(communicator.enlist())), shape_(shape_of(store)),
+      stream_(device_, Priority::high), reduced_(device_) {
   const std::size_t largest = largest_unit(store);
   std::size_t params = 0;
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
@@ -85,16 +91,17 @@ bool DeviceReducer::offer(std::size_t unit, const Gradients& gradients, Stream s
 void DeviceReducer::take(std::size_t unit, const Gradients& gradients, Stream stream) {
   Unit& state = units_[unit];
   const Layout& layout = store_.layout(unit);
-  for (std::size_t param = 0; param < gradients.size(); ++param) {
-    if (gradients[param] != nullptr) state.present[param] = true;
-  }
   const DeviceGuard guard(device_);
-  Outbox& outbox = outboxes_[next_outbox_++ % outboxes_.size()];
-  store_.take_gradient(unit, stream);
+  store_.take_gradient(unit, stream);  // which may throw: ranks that repeat the step must find the same outbox next
+  Outbox& outbox = outboxes_[next_outbox_ % outboxes_.size()];
   communicator_.await(outbox.launch);
   block(outbox.sent, stream, timeline_, Activity::reduce, layout.unit().name);
   pack(unit, gradients, outbox, stream);
   send(unit, outbox);
+  ++next_outbox_;
+  for (std::size_t param = 0; param < gradients.size(); ++param) {
+    if (gradients[param] != nullptr) state.present[param] = true;
+  }
   state.offered = true;
   state.empty = false;
   order_.advance();
@@ -123,7 +130,7 @@ void DeviceReducer::send(std::size_t unit, Outbox& outbox) {
     outbox.launch = communicator_.launch([=, this, &outbox] { reduce_by_exchange(sum, outbox); });
     return;
   }
-  Outbox& before = outboxes_[next_outbox_ % outboxes_.size()];
+  Outbox& before = outboxes_[(next_outbox_ + 1) % outboxes_.size()];
   before.launch = communicator_.launch([=, this, &outbox, &before] { reduce_from_peers(sum, outbox, before); });
 }
 
@@ -134,7 +141,7 @@ void DeviceReducer::reduce_by_exchange(const Sum& sum, Outbox& outbox) {
   outbox.packed.block(stream);
   const TimedScope timed(sum.timeline, Activity::reduce, Hold::none, layout.unit().name, layout.bytes(), stream);
   if (communicator_.world_size() > 1) {
-    communicator_.exchange({"reduce", layout.unit().name}, outbox.memory.data(), inbox_.data(), piece, stream);
+    communicator_.exchange({operation_, layout.unit().name}, outbox.memory.data(), inbox_.data(), piece, stream);
   }
   std::vector<const void*> parts;
   for (int rank = 0; rank < communicator_.world_size(); ++rank) {
@@ -151,7 +158,7 @@ void DeviceReducer::reduce_from_peers(const Sum& sum, Outbox& outbox, Outbox& be
   const Stream stream = stream_.get();
   outbox.packed.block(stream);
   const TimedScope timed(sum.timeline, Activity::reduce, Hold::none, layout.unit().name, layout.bytes(), stream);
-  communicator_.meet({"reduce", layout.unit().name}, reduce_channel, stream);
+  communicator_.meet({operation_, layout.unit().name}, reduce_channel, stream);
   before.sent.record(stream);
   const auto place = static_cast<std::size_t>(communicator_.rank()) * layout.shard_bytes();
   std::vector<const void*> parts;
@@ -170,8 +177,8 @@ void DeviceReducer::add(const Sum& sum, std::span<const void* const> parts) {
 }
 
 void DeviceReducer::profile(Timeline* timeline) {
-  communicator_.await(Communicator::every_launch);
   timeline_ = timeline;
+  settle(communicator_);  // what was launched may still use the one before
 }
 
 void DeviceReducer::finish(const Left& left, Stream stream) {

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "aliquot/communicator.h"
@@ -96,6 +97,7 @@ class DeviceReducer {
   Device device_;
   std::vector<Unit> units_;
   ReduceOrder order_;
+  std::string operation_;  ///< of its tags
   cuda::ReportShape shape_;
   OwnedStream stream_;
   std::array<Outbox, 2> outboxes_;

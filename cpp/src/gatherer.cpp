@@ -37,8 +37,8 @@ Gatherer::Gatherer(ShardStore& store, Communicator& communicator, MemoryResource
 Gatherer::~Gatherer() { settle(communicator_); }
 
 void Gatherer::profile(Timeline* timeline) {
-  communicator_.await(Communicator::every_launch);
   timeline_ = timeline;
+  settle(communicator_);  // what was launched may still use the one before
 }
 
 bool Gatherer::uses_slots() const { return store_.stage().shards_parameters() && options_.landing == Landing::slots; }

@@ -80,6 +80,10 @@ void Launcher::await(std::uint64_t number) {
   if (failed_) std::rethrow_exception(failure_);
 }
 
+void Launcher::drain() const noexcept {
+  while (!here() && done_ < given_) std::this_thread::sleep_for(std::chrono::microseconds(50));
+}
+
 // Most work is done at once; work that waits for peers ends by the patience of its transport.
 void Launcher::wait_for(std::uint64_t number) const {
   const auto start = Clock::now();

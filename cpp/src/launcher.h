@@ -29,8 +29,13 @@ class Launcher {
   /// Returns the number of this work, which is larger than those before. Never waits.
   std::uint64_t give(Work work);
   /// Returns when this work (or the last, if it is none yet) and all before it are done; at once within a work. Throws
-  /// what the first work that failed threw, again and again: what was given behind it is not done.
+  /// what the first work that failed threw, again and again: what was given behind it is not done. If the interrupt
+  /// check throws, it is not over yet: drain() then.
   void await(std::uint64_t number);
+  /// Returns when all is done, or not to be done.
+  void drain() const noexcept;
+  /// True if a work has failed.
+  bool failed() const noexcept { return failed_; }
   /// True within a work.
   static bool here() noexcept;
 

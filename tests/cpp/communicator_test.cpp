@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
 #include <set>
 #include <thread>
@@ -11,6 +12,7 @@
 #include "aliquot/error.h"
 #include "aliquot/transports.h"
 #include "outcomes.h"
+#include "two_sided.h"
 
 namespace aliquot {
 namespace {
@@ -215,6 +217,38 @@ TEST(Communicator, AnInterruptEndsAWaitOnEveryRank) {
   set_interrupt_check({});
   std::set<std::string> messages{outcomes[0].message, outcomes[1].message};
   EXPECT_TRUE(messages.contains("Ctrl-C"));
+}
+
+TEST(Communicator, SettlingThrowsNeitherWhatWorkThrewNorAnInterrupt) {
+  const auto alone = std::move(make_thread_communicators(1).front());
+  TwoSided communicator(*alone);
+  std::atomic<bool> interrupted = false;
+  bool done = false;
+  communicator.launch([&] {
+    interrupted.wait(false);
+    done = true;
+  });
+  set_interrupt_check([&] {
+    interrupted = true;
+    interrupted.notify_one();
+    throw std::runtime_error("Ctrl-C");
+  });
+  settle(communicator);
+  set_interrupt_check({});
+  EXPECT_TRUE(done);
+  communicator.launch([] { throw std::runtime_error("the device is gone"); });
+  settle(communicator);
+  EXPECT_EQ(message_of([&] { communicator.await(Communicator::every_launch); }), "the device is gone");
+}
+
+TEST(Communicator, EnlistsThoseWhoShareItAlikeOnEveryRank) {
+  expect_success(run_threads(3, [](Communicator& communicator) {
+    for (std::size_t expected = 0; expected < 3; ++expected) {
+      require(communicator.enlist() == expected, "another number than " + std::to_string(expected));
+    }
+    TwoSided other(communicator);
+    require(other.enlist() == 0, "another communicator counts on");
+  }));
 }
 
 TEST(Communicator, ReachedCountsAcrossTheWrap) {

@@ -3,12 +3,14 @@
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <csignal>
 #include <filesystem>
 #include <iterator>
 #include <string>
+#include <vector>
 
 #include "aliquot/error.h"
 #include "outcomes.h"
@@ -34,6 +36,16 @@ std::string text_in(const Descriptor& file) {
 
 std::ptrdiff_t open_files() {
   return std::distance(std::filesystem::directory_iterator("/proc/self/fd"), std::filesystem::directory_iterator());
+}
+
+/// From here on this process can open `count` more files.
+void let_open(std::size_t count) {
+  std::vector<Descriptor> next;
+  while (next.size() <= count) next.emplace_back(dup(STDERR_FILENO));
+  rlimit limit{};
+  require(getrlimit(RLIMIT_NOFILE, &limit) == 0, "getrlimit");
+  limit.rlim_cur = static_cast<rlim_t>(next.back().number());
+  require(setrlimit(RLIMIT_NOFILE, &limit) == 0, "setrlimit");
 }
 
 std::string name_of_rank(int rank) { return "rank " + std::to_string(rank); }
@@ -76,6 +88,18 @@ TEST(DescriptorExchange, AKilledRankIsNamed) {
     rethrow_as_text<PeerLost>([&] { exchange_descriptors(communicator, file_that_says("hello")); });
   });
   expect_each_says({outcomes[0], outcomes[2]}, {"rank 1"});
+}
+
+TEST(DescriptorExchange, ARankThatMayOpenNoMoreFilesIsNamedAndToldWhatToDo) {
+  const auto outcomes = run(Ranks::processes, 2, [](Communicator& communicator) {
+    const Descriptor mine = file_that_says("hello");
+    if (communicator.rank() == 1) let_open(1);  // a socket, and no more
+    rethrow_as_text<CommunicatorError>([&] {
+      exchange_descriptors(communicator, mine);
+      communicator.barrier({"exchanged", ""});
+    });
+  });
+  expect_each_says(outcomes, {"rank 1 has too many open files", "ulimit -n"});
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "aliquot/communicator.h"
+#include "aliquot/transports.h"
 #include "outcomes.h"
 
 namespace aliquot {
@@ -53,11 +54,40 @@ TEST(Launcher, ThrowsWhatFailedAgainAndAgainAndDoesNothingBehindIt) {
   EXPECT_FALSE(reached);
 }
 
+TEST(Launcher, IsDrainedBehindAFailedWorkWithoutDoingTheRest) {
+  bool reached = false;
+  Launcher launcher([] {});
+  EXPECT_FALSE(launcher.failed());
+  launcher.give([] { throw std::runtime_error("the device is gone"); });
+  launcher.give([&] { reached = true; });
+  launcher.drain();
+  EXPECT_TRUE(launcher.failed());
+  EXPECT_FALSE(reached);
+}
+
+TEST(Launcher, IsNotThroughWhenAnInterruptEndsAnAwaitButWhenDrained) {
+  std::promise<void> gate;
+  bool done = false;
+  Launcher launcher([] {});
+  launcher.give([&done, gone = gate.get_future().share()] {
+    gone.wait();
+    done = true;
+  });
+  set_interrupt_check([] { throw std::runtime_error("Ctrl-C"); });
+  EXPECT_EQ(message_of([&] { launcher.await(Communicator::every_launch); }), "Ctrl-C");
+  set_interrupt_check({});
+  EXPECT_FALSE(launcher.failed());
+  gate.set_value();
+  launcher.drain();
+  EXPECT_TRUE(done);
+}
+
 TEST(Launcher, WorkMayAwaitWorkBeforeIt) {
   bool here = false;
   Launcher launcher([] {});
   launcher.give([&] {
     launcher.await(Communicator::every_launch);
+    launcher.drain();
     here = Launcher::here();
   });
   launcher.await(Communicator::every_launch);

@@ -47,7 +47,10 @@ class TwoSided : public Communicator {
   }
   void barrier(const Tag& tag) override { inner().barrier(tag); }
   std::uint64_t launch(std::function<void()> work) override { return launcher_.give(std::move(work)); }
-  void await(std::uint64_t launch) override { launcher_.await(launch); }
+  void await(std::uint64_t launch) override try { launcher_.await(launch); } catch (...) {
+    launcher_.drain();
+    throw;
+  }
   void abort(std::string_view reason) noexcept override { inner_.abort(reason); }
   void leave() noexcept override {
     settle(*this);

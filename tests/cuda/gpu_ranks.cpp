@@ -1,7 +1,9 @@
 #include "gpu_ranks.h"
 
 #include <array>
+#include <chrono>
 #include <mutex>
+#include <thread>
 
 #include "aliquot/device_kernels.h"
 #include "tests/cuda/busy.h"
@@ -33,6 +35,15 @@ void load_all(GpuRank& rank) {
 }
 
 }  // namespace
+
+void await_error(GpuRank& rank) {
+  synchronize(rank.stream.get());
+  synchronize(rank.other_stream.get());
+  for (const auto end = std::chrono::steady_clock::now() + patience; std::chrono::steady_clock::now() < end;) {
+    rank.communicator.require_intact();
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
 
 void load_kernels() {
   static std::once_flag once;

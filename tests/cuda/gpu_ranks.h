@@ -45,6 +45,11 @@ struct GpuRank {
   OwnedStream stream{device, Priority::low};
   OwnedStream other_stream{device, Priority::low};
 };
+
+/// What was given to the rank's streams comes to an end, and the communicator says why that was not the end of the
+/// work.
+void await_error(GpuRank& rank);
+
 using GpuBody = std::function<void(GpuRank&)>;
 
 inline void use_the_nccl_of_the_build() {

@@ -7,7 +7,6 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -46,14 +45,6 @@ struct Work {
     synchronize(rank.stream.get());
     synchronize(rank.other_stream.get());
     rank.communicator.barrier({"warm", ""});
-  }
-  /// Both streams come to an end, and the communicator says why that was not the end of the work.
-  void await_error() {
-    synchronize(rank.stream.get());
-    synchronize(rank.other_stream.get());
-    for (const auto end = Clock::now() + patience; Clock::now() < end; std::this_thread::sleep_for(1ms)) {
-      rank.communicator.require_intact();
-    }
   }
 };
 
@@ -97,7 +88,7 @@ TEST_P(Faults, RanksThatGatherDifferentUnitsAreBothNamed) {
   const auto outcomes = run([](Work& work) {
     tell_error_in_time<CommunicatorError>([&] {
       work.gather(work.rank.communicator.rank() == 0 ? "blocks.3" : "blocks.4");
-      work.await_error();
+      await_error(work.rank);
     });
   });
   expect_each_says(outcomes, {"ranks disagree", R"(rank 0 calls all_gather "gather" of unit "blocks.3")",
@@ -108,7 +99,7 @@ TEST_P(Faults, AGatherHereAndAReductionThere) {
   const auto outcomes = run([](Work& work) {
     tell_error_in_time<CommunicatorError>([&] {
       work.rank.communicator.rank() == 0 ? work.gather("blocks.3") : work.exchange("blocks.3");
-      work.await_error();
+      await_error(work.rank);
     });
   });
   expect_each_says(outcomes, {R"(rank 0 calls all_gather "gather" of unit "blocks.3")",
@@ -120,7 +111,7 @@ TEST_P(Faults, AGatherHereAndABarrierThere) {
     tell_error_in_time<CommunicatorError>([&] {
       if (work.rank.communicator.rank() == 1) work.rank.communicator.barrier({"step", ""});
       work.gather("blocks.3");
-      work.await_error();
+      await_error(work.rank);
     });
   });
   expect_each_says(outcomes,
@@ -135,7 +126,7 @@ TEST_P(Faults, AnAbortEndsWhatPeersWaitFor) {
         work.rank.communicator.require_intact();
       }
       work.gather("blocks.3");
-      work.await_error();
+      await_error(work.rank);
     });
   });
   expect_each_says(outcomes, {"rank 1 aborted: out of data"});
@@ -144,7 +135,7 @@ TEST_P(Faults, AnAbortEndsWhatPeersWaitFor) {
 TEST_P(Faults, LaterCallsSayTheSame) {
   const auto outcomes = run([](Work& work) {
     work.rank.communicator.rank() == 0 ? work.gather("a") : work.exchange("b");
-    const std::string first = error_of<CommunicatorError>([&] { work.await_error(); });
+    const std::string first = error_of<CommunicatorError>([&] { await_error(work.rank); });
     for (const std::function<void()>& call :
          std::initializer_list<std::function<void()>>{[&] { work.gather("c"); }, [&] { work.exchange("c"); },
                                                       [&] { work.rank.communicator.require_intact(); }}) {
@@ -160,7 +151,7 @@ TEST_P(Faults, LaunchedWorkThatFailsEndsTheWorld) {
     tell_error_in_time<CommunicatorError>([&] {
       if (work.rank.communicator.rank() == 1) work.rank.communicator.launch([] { throw DeviceError("out of order"); });
       work.gather("blocks.3");
-      work.await_error();
+      await_error(work.rank);
     });
   });
   expect_each_says(outcomes, {"rank 1: out of order"});
@@ -171,7 +162,7 @@ TEST_P(Faults, ARankThatLeavesIsNamedByThoseWhoNeedIt) {
     if (work.rank.communicator.rank() == 1) return work.rank.communicator.leave();
     tell_error_in_time<PeerLost>([&] {
       work.gather("blocks.3");
-      work.await_error();
+      await_error(work.rank);
     });
   });
   expect_each_says({outcomes[0]}, {"rank 1 has left", R"(all_gather "gather" of unit "blocks.3")"});
@@ -185,11 +176,11 @@ TEST_P(Faults, ARankThatDoesNotCallIsNamedAfterTheTimeout) {
           tell_error_in_time<CommunicatorError>(
               [&] {
                 work.gather("blocks.3");
-                work.await_error();
+                await_error(work.rank);
               },
               3s + promised);
         }
-        work.await_error();
+        await_error(work.rank);
       },
       3s);
   for (const Outcome& outcome : outcomes) {

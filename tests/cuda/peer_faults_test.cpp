@@ -7,7 +7,6 @@
 #include <csignal>
 #include <functional>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "aliquot/error.h"
@@ -22,14 +21,6 @@ using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
 constexpr auto promised = 5s;
-
-/// The stream comes to an end, and the communicator says why that was not the end of the work.
-void await_error(GpuRank& rank) {
-  synchronize(rank.stream.get());
-  for (const auto end = Clock::now() + patience; Clock::now() < end; std::this_thread::sleep_for(1ms)) {
-    rank.communicator.require_intact();
-  }
-}
 
 /// The error that `fault` ends in; throws if that takes longer than promised.
 template <typename Kind>

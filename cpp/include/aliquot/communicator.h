@@ -96,7 +96,8 @@ class Communicator {
   /// no longer than the communicator; null where there is nothing to gain. What a collective is given of the memory
   /// lies at the same place in it on every rank, or, in an all_gather in place, the whole does.
   [[nodiscard]] virtual std::shared_ptr<void> register_memory(std::span<std::byte>) { return nullptr; }
-  /// Memory whose pieces register_memory takes, where it takes no other; else null.
+  /// Memory whose pieces register_memory takes, where it takes no other; else null. What peers have mapped of it is
+  /// free when they have dropped their registrations too.
   virtual std::unique_ptr<MemoryResource> registrable_memory();
 
   // Between peers on a device. Only where maps_peers(); elsewhere peer() is null, and meet is InvalidArgument.
@@ -117,9 +118,12 @@ class Communicator {
   /// the transport where a device takes the host long. Until await() of the number that is returned, or of a later one,
   /// what `work` uses (streams, events) is its own. All other calls await all of it themselves.
   virtual std::uint64_t launch(std::function<void()> work);
-  /// Throws what this or earlier work threw; nothing is launched after that.
+  /// The work is over, also if this throws: what it or earlier work threw, after which nothing is launched any more.
   virtual void await(std::uint64_t launch);
   static constexpr std::uint64_t every_launch = ~std::uint64_t{0};
+
+  /// Numbers, from 0, those who share this communicator: every rank counts alike.
+  std::size_t enlist() noexcept { return enlisted_++; }
 
   /// Says that this rank is done, as its destructor does: peers that wait for it fail with PeerLost, others go on. No
   /// call comes after it.
@@ -151,6 +155,7 @@ class Communicator {
   int world_size_;
   std::chrono::milliseconds timeout_;
   std::list<std::function<void()>> chores_;
+  std::size_t enlisted_ = 0;
 };
 
 /// True once `signal` has been posted with `value` or a later one (values wrap). Acquires what was written before.

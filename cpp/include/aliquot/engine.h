@@ -26,7 +26,9 @@ struct EngineOptions {
   Stage stage{3};
   GathererOptions gatherer;
   StoreOptions store{};
-  bool register_memory = false;  ///< planned_memory() comes from the transport, where that has memory of its own
+  /// planned_memory() comes from the transport, where that has memory of its own. It does so in any case where
+  /// Communicator::maps_peers().
+  bool register_memory = false;
 };
 
 /// The gradients of all ranks since the last clear_gradients(), the same on every rank.
@@ -50,8 +52,10 @@ class DeviceReducer;
 class DeviceAdamW;
 
 /// Memory of `device` for one engine with these arguments: all that it will hold, but for an optimizer's tables, in
-/// one piece. Collective, and outlived by `communicator`, if options.register_memory.
-/// \throws OutOfMemory, with the figures, if it can't be had; DeviceError
+/// one piece. Collective where communicator.maps_peers(), whatever the options, and elsewhere if
+/// options.register_memory; then `communicator` must outlive it. What peers map is free when every rank has destroyed
+/// its own.
+/// \throws OutOfMemory, with the figures, if it can't be had, or a peer can't have its own; DeviceError
 std::unique_ptr<MemoryResource> planned_memory(const std::vector<UnitSpec>& units, Communicator& communicator,
                                                const EngineOptions& options, Device device);
 
