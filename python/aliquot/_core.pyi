@@ -2,7 +2,10 @@
 the headers under aliquot/ for the contracts."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
 
 __version__: str
 
@@ -196,3 +199,31 @@ class Engine:
     def numel(self, unit: int, /) -> int: ...
     def statistics(self) -> EngineStatistics: ...
     def profile(self, timeline: Timeline | None) -> None: ...
+
+class Tensors:
+    """What a step does to each parameter of a unit, in one call for all of them."""
+
+    def __init__(
+        self,
+        *,
+        ordinary: type[torch.Tensor],
+        guarded: type[torch.Tensor],
+        set_versions: Callable[[tuple[torch.Tensor, ...], tuple[int, ...]], None],
+        grad: object,
+        plainly: Callable[[], AbstractContextManager[None]],
+        strided: torch.layout,
+    ) -> None: ...
+    def open(self, params: tuple[torch.Tensor, ...], shift: int) -> tuple[int, ...]: ...
+    def close(self, params: tuple[torch.Tensor, ...], shift: int, opened: tuple[int, ...]) -> int | None: ...
+    def shift_versions(self, params: tuple[torch.Tensor, ...], by: int) -> tuple[int, ...]: ...
+    def gradients(self, params: tuple[torch.Tensor, ...]) -> list[torch.Tensor | None]: ...
+    def gradient_addresses(self, params: tuple[torch.Tensor, ...], dtype: torch.dtype) -> list[int]: ...
+    def drop_gradients(self, params: tuple[torch.Tensor, ...]) -> None: ...
+
+class Walk:
+    """Changes the tensors in nested tuples, lists, dicts and whatever `other` knows."""
+
+    def __init__(
+        self, tensor: type[torch.Tensor], other: Callable[[Callable[[torch.Tensor], torch.Tensor], Any], Any]
+    ) -> None: ...
+    def __call__(self, change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any: ...

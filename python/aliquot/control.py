@@ -23,6 +23,7 @@ def reset_step(model: nn.Module) -> None:
 
     Gradients since the last `zero_grad` are given up. Every rank calls it; on one-sided transports peers that wait for
     this rank's gradients get a CommunicatorError first. On the others all ranks must have come to the same place: one
-    that resets alone ends in an error that says where the ranks differ.
+    that resets alone ends in an error that says where the ranks differ, unless, on `peer`, it has not yet reduced
+    anything since the last `zero_grad`.
     """
     sharded(model).passes.give_up("step reset")

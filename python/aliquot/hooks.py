@@ -6,7 +6,8 @@ docs/design.md, "When a unit's backward is done" and "When a backward ends", say
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -18,6 +19,9 @@ from aliquot.passes import Passes
 from aliquot.sharded import ShardedModel
 from aliquot.tensors import is_opaque, map_tensors
 from aliquot.unit import CLOSED, Unit
+
+OURS = -1
+"""The key of a hook among those of a tensor; torch gives out those from 0."""
 
 
 class Engine:
@@ -35,10 +39,6 @@ class Engine:
         """Whether the backward that is under way will itself be walked back (`create_graph=True`)."""
         return torch.is_grad_enabled()
 
-    def set_versions(self, params: Sequence[torch.Tensor], versions: Sequence[int]) -> None:
-        """Sets the version counters by which autograd knows whether what it saved is still there."""
-        torch._C._autograd._unsafe_set_version_counter(tuple(params), tuple(versions))
-
     def note_change(self, params: Iterable[torch.Tensor]) -> None:
         """Makes graphs that saved the parameters refuse to be walked: the values are others now."""
         torch.autograd.graph.increment_version(list(params))
@@ -49,8 +49,7 @@ def install(model: ShardedModel) -> Passes:
     autograd = Engine()
     passes = Passes(model, autograd)
     for unit in model.units:
-        if model.engine.uses_slots and not unit.encloses_units:
-            unit.set_versions = autograd.set_versions
+        unit.overwritten = model.engine.uses_slots and not unit.encloses_units
     for module in {model.root: None, **model.needs}:
         hooks = _ModuleHooks(passes, module, model.needs.get(module, []))
         module.register_forward_pre_hook(hooks.pre_forward, with_kwargs=True, prepend=True)
@@ -114,12 +113,28 @@ class _ModuleHooks(_Unpicklable):
         for unit in self.units:
             self.passes.gather(unit)
         self.checking.append(self.passes.model.engine.uses_slots and _check_saved_tensors())
-        if not (self.units and torch.is_grad_enabled()):
-            return args, kwargs
-        inputs: list[torch.Tensor] = []
-        args, kwargs = map_tensors(_seen_by(inputs), (args, kwargs))
-        if inputs:
-            _when_all_have_gradients(inputs, lambda: self.passes.post_backward(self.units))
+        if self.units and torch.is_grad_enabled():
+            return self._watch_inputs(args, kwargs)
+        return args, kwargs
+
+    def _watch_inputs(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Replaces inputs that need gradients by views of them, whose hooks run before those of the tensors' makers."""
+        seen: list[torch.Tensor] = []
+
+        def see(tensor: torch.Tensor) -> torch.Tensor:
+            if not tensor.requires_grad:
+                return tensor
+            seen.append(tensor.view_as(tensor))
+            return seen[-1]
+
+        if args:
+            args = map_tensors(see, args)
+        if kwargs:
+            kwargs = map_tensors(see, kwargs)
+        if len(seen) == 1:
+            _register(seen[0], self.post_backward)
+        elif seen:
+            _when_all_have_gradients(seen, self.post_backward)
         else:
             self.arrivals.watch()
         return args, kwargs
@@ -133,9 +148,20 @@ class _ModuleHooks(_Unpicklable):
         finally:
             self.passes.leave_forward()
         if torch.is_grad_enabled():
-            map_tensors(_before_backward(lambda: self.passes.pre_backward(self.units)), output)
+            map_tensors(self._watch_output, output)
             if is_opaque(output):
                 self.passes.require_no_slots(self.units, output)
+
+    def _watch_output(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.requires_grad:
+            _register(tensor, self.pre_backward)
+        return tensor
+
+    def pre_backward(self, _: torch.Tensor) -> None:
+        self.passes.pre_backward(self.units)
+
+    def post_backward(self, _: torch.Tensor) -> None:
+        self.passes.post_backward(self.units)
 
 
 class _Arrivals:
@@ -198,37 +224,25 @@ def _cast_to(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _seen_by(inputs: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Replaces inputs that need gradients by views of them, whose hooks run before those of the tensors' makers."""
-
-    def see(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.requires_grad:
-            return tensor
-        inputs.append(tensor.view_as(tensor))
-        return inputs[-1]
-
-    return see
-
-
-def _when_all_have_gradients(tensors: list[torch.Tensor], call: Callable[[], None]) -> None:
+def _when_all_have_gradients(tensors: list[torch.Tensor], call: Callable[[torch.Tensor], None]) -> None:
     """If one of them gets none, `call` does not come, and the end of the backward does its work."""
     arrived = 0
 
-    def arrive(_: torch.Tensor) -> None:
+    def arrive(gradient: torch.Tensor) -> None:
         nonlocal arrived
         arrived += 1
         if arrived % count == 0:
-            call()
+            call(gradient)
 
     count = len(tensors)
     for tensor in tensors:
-        tensor.register_hook(arrive)  # type: ignore[no-untyped-call]
+        _register(tensor, arrive)
 
 
-def _before_backward(call: Callable[[], None]) -> Callable[[torch.Tensor], torch.Tensor]:
-    def hook(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.requires_grad:
-            tensor.register_hook(lambda _: call())  # type: ignore[no-untyped-call]
-        return tensor
-
-    return hook
+def _register(tensor: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> None:
+    """As `tensor.register_hook(hook)`, which makes a handle each time: that costs more than all else in a hook here."""
+    if tensor._backward_hooks is None and tensor.grad_fn is not None:
+        tensor._backward_hooks = OrderedDict({OURS: hook})
+        tensor.grad_fn._register_hook_dict(tensor)
+    else:
+        tensor.register_hook(hook)  # type: ignore[no-untyped-call]

@@ -13,8 +13,9 @@ from torch import nn
 from aliquot import _core
 from aliquot._core import Error, InvalidArgument
 from aliquot.passes import require_finished
-from aliquot.places import Place, autograd_grads
+from aliquot.places import Place
 from aliquot.sharded import ShardedModel, sharded
+from aliquot.tensors import TENSORS
 
 logger = logging.getLogger("aliquot")
 
@@ -143,7 +144,7 @@ def require_reduced(model: ShardedModel) -> None:
     for unit in model.units:
         if unit.private:
             raise Error("within aliquot.gathered the parameters are private copies: step and clip outside of it")
-        if any(grad is not None for grad in autograd_grads(unit.params)):
+        if TENSORS.gradients(unit.params):
             raise Error(
                 f"gradients of unit '{unit.name}' were not reduced. They come from a backward under aliquot.no_sync "
                 "(run the last one before the step outside of it), or from one that did not pass the forward of "

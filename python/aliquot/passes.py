@@ -15,8 +15,8 @@ from torch import nn
 
 from aliquot._core import Error
 from aliquot.clock import Clock
-from aliquot.places import autograd_grads
 from aliquot.sharded import ShardedModel
+from aliquot.tensors import TENSORS
 from aliquot.unit import Unit
 
 logger = logging.getLogger("aliquot")
@@ -85,15 +85,14 @@ class Passes:
         """Undoes `gather`."""
         if unit.open_count == 0:
             return
-        try:
-            if self.model.stage == 3 and not unit.private:
-                unit.require_unwritten()
-        except Error:
+        written = unit.close()
+        if self.model.stage < 3 or unit.private:
+            written = None
+        if written is not None:
             self.model.engine.forget(unit.index)
-            raise
-        finally:
-            unit.close()
-            self.model.engine.post_forward(unit.index, self.model.stream())
+        self.model.engine.post_forward(unit.index, self.model.stream())
+        if written is not None:
+            unit.refuse_write(written)
 
     # Backward
 
@@ -125,7 +124,7 @@ class Passes:
         if other is not None:
             tenant = self.model.units[other]
             if tenant.open_in_backward and tenant.open_count == 1 + tenant.private:
-                self._release(tenant, [])
+                self._release(tenant, [], [])
 
     def _hold(self, unit: Unit) -> None:
         if self.model.engine.uses_slots and not unit.held:
@@ -138,17 +137,16 @@ class Passes:
             self.enter_backward()
             for unit in units:
                 self._require_seen(unit)
-                last = unit.expected == 1
+                if unit.expected == 1 and self.synchronize and unit.trainable:
+                    self._release(unit, *_complete_gradients(unit))
+                else:
+                    self._release(unit, [], [])
                 unit.expected = max(0, unit.expected - 1)
-                self._release(unit, autograd_grads(unit.params) if last and self.synchronize else [])
 
-    def _release(self, unit: Unit, grads: list[torch.Tensor | None]) -> None:
-        complete = bool(grads) and unit.trainable and all(grad is not None for grad in grads)
-        addresses, kept = _addresses(grads, unit.dtype) if complete else ([], [])
+    def _release(self, unit: Unit, addresses: list[int], kept: list[torch.Tensor | None]) -> None:
         self._close(unit)
         taken = self.model.engine.post_backward(unit.index, addresses, self.model.stream())
-        del kept
-        if complete and taken:
+        if addresses and taken:
             unit.drop_gradients()
 
     def finish_backward(self) -> None:
@@ -157,8 +155,7 @@ class Passes:
             self._finish_backward()
 
     def _finish_backward(self) -> None:
-        left = [(unit, autograd_grads(unit.params)) for unit in self.model.units]
-        left = [(unit, grads) for unit, grads in left if any(grad is not None for grad in grads)]
+        left = [(unit, grads) for unit in self.model.units if (grads := TENSORS.gradients(unit.params))]
         _refuse_frozen(left)
         for unit, _ in left:
             self._require_seen(unit)
@@ -181,7 +178,7 @@ class Passes:
     def _require_seen(self, unit: Unit) -> None:
         """Refuses a backward that read a slot without gathering its unit again."""
         gathered = unit.seen_in_backward or unit.held or unit.private or unit.kept_gradients
-        if unit.set_versions is not None and not gathered:
+        if unit.overwritten and not gathered:
             raise Error(
                 f"rank {self.model.world.rank}: the backward of unit '{unit.name}' ran without its parameters "
                 "gathered, so its gradients are wrong. Its module's outputs must be tensors, or tuples, lists, dicts "
@@ -190,7 +187,7 @@ class Passes:
 
     def require_no_slots(self, units: list[Unit], output: object) -> None:
         """Refuses a forward whose backward could not be told to gather its units again."""
-        shared = [unit for unit in units if unit.trainable and unit.set_versions is not None]
+        shared = [unit for unit in units if unit.trainable and unit.overwritten]
         if shared:
             raise Error(
                 f"rank {self.model.world.rank}: the module of unit '{shared[0].name}' returned a "
@@ -249,6 +246,14 @@ def _addresses(grads: list[torch.Tensor | None], dtype: torch.dtype) -> tuple[li
     """Addresses of contiguous gradients of `dtype`, 0 for none, and the tensors that must live as long."""
     kept = [None if grad is None else _plain(grad, dtype) for grad in grads]
     return [0 if grad is None else grad.data_ptr() for grad in kept], kept
+
+
+def _complete_gradients(unit: Unit) -> tuple[list[int], list[torch.Tensor | None]]:
+    """As `_addresses`, of gradients that autograd left on all parameters; empty if it has not yet."""
+    if addresses := TENSORS.gradient_addresses(unit.params, unit.dtype):
+        return addresses, []
+    grads = TENSORS.gradients(unit.params)
+    return _addresses(grads, unit.dtype) if all(grad is not None for grad in grads) else ([], [])
 
 
 def _plain(grad: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

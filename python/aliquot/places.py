@@ -11,6 +11,7 @@ from torch import nn
 
 from aliquot._core import Error
 from aliquot.guard import StoredGradient, refuse
+from aliquot.tensors import TENSORS
 
 if TYPE_CHECKING:
     from aliquot.sharded import ShardedModel
@@ -81,9 +82,8 @@ class Place:
 
         At stages 0 and 1 the tensor is the store's own memory, which the next backward overwrites.
         """
-        unreduced = autograd_grads([self.unit.params[self.index]])[0]
-        if unreduced is not None:
-            return unreduced
+        if unreduced := TENSORS.gradients((self.unit.params[self.index],)):
+            return unreduced[0]
         if not self.unit.trainable or not self.model.engine.has_gradient(self.unit.index, self.index):
             return None
         if self.model.stage >= 2:
@@ -104,26 +104,9 @@ class Place:
             )
         if self.unit.trainable:
             self.model.engine.clear_gradient(self.unit.index, self.index, self.model.stream())
-            drop_autograd_grads([self.unit.params[self.index]])
+            TENSORS.drop_gradients((self.unit.params[self.index],))
 
     def description(self) -> str:
         """What printing the parameter shows."""
         held = "whole on every rank" if self.readable else f"sharded over {self.model.world.world_size} ranks"
         return f"<parameter '{self.name}' of shape {tuple(self.shape)}, {held}; aliquot.gathered(model) has its values>"
-
-
-_GRAD: Any = torch.Tensor.grad
-"""The attribute of plain tensors, under whatever a subclass defines."""
-
-
-def autograd_grads(params: list[nn.Parameter]) -> list[torch.Tensor | None]:
-    """The gradients that autograd left on the tensors themselves, whatever class the parameters have now."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return [_GRAD.__get__(param) for param in params]
-
-
-def drop_autograd_grads(params: list[nn.Parameter]) -> None:
-    """Frees those gradients."""
-    with torch._C.DisableTorchFunctionSubclass():
-        for param in params:
-            _GRAD.__set__(param, None)

@@ -36,7 +36,7 @@ class ShardedModel:
         self.precision = precision
         self.device = world.gpu
         self.units = [
-            Unit(i, group.name, group.params, group.dtype, group.trainable, group.encloses_units)
+            Unit(i, group.name, tuple(group.params), group.dtype, group.trainable, group.encloses_units)
             for i, group in enumerate(plan.groups)
         ]
         of_group = dict(zip(plan.groups, self.units, strict=True))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import nn
 
 from aliquot._core import Error
-from aliquot.guard import ShardedParameter
-from aliquot.places import drop_autograd_grads
+from aliquot.tensors import TENSORS
 
 if TYPE_CHECKING:
     from aliquot.places import Place
@@ -28,7 +26,7 @@ class Unit:
 
     index: int
     name: str
-    params: list[nn.Parameter]
+    params: tuple[nn.Parameter, ...]
     dtype: torch.dtype
     trainable: bool
     encloses_units: bool
@@ -49,55 +47,55 @@ class Unit:
     """It stays gathered until the step, for the backward of a backward."""
     expected: int = 0
     """Calls of forward whose backward has not come yet."""
-    versions: list[int] = field(default_factory=list)
-    """Of the parameters' tensors, when they were last opened."""
+    versions: tuple[int, ...] = ()
+    """Of the parameters, when they were last opened."""
     added: int = 0
     """CLOSED or PRIVATE, while it is in the versions."""
-    set_versions: Callable[[Sequence[torch.Tensor], Sequence[int]], None] | None = None
-    """How to set versions, where later units overwrite this one; None where nobody does."""
+    overwritten: bool = False
+    """Whether later units may come to lie where it lies."""
 
     def open(self) -> None:
         """Makes the parameters ordinary ones, while they are gathered."""
         self.open_count += 1
         if self.open_count == 1:
-            for param in self.params:
-                param.__class__ = nn.Parameter
-        self.mark()
-        if self.open_count == 1:
-            self.versions = [param._version for param in self.params]
+            self.versions = TENSORS.open(self.params, self._shift())
+        else:
+            self.mark()
 
-    def close(self) -> None:
-        """Undoes `open`; the last one puts the guard back."""
+    def close(self) -> int | None:
+        """Undoes `open`; the last one puts the guard back, and returns the first parameter that was written to."""
         if self.open_count == 0:
-            return
+            return None
         self.open_count -= 1
-        self.mark()
         if self.open_count == 0:
-            for param in self.params:
-                param.__class__ = ShardedParameter
+            return TENSORS.close(self.params, self._shift(), self.versions)
+        self.mark()
+        return None
 
     def mark(self) -> None:
         """Lets autograd read the parameters while they are gathered, and only then."""
-        if self.set_versions is None:
-            return
+        if shift := self._shift():
+            TENSORS.shift_versions(self.params, shift)
+
+    def _shift(self) -> int:
+        """What is to be added to the versions now."""
+        if not self.overwritten:
+            return 0
         gathered = self.held or self.open_count > self.private
         wanted = 0 if gathered else PRIVATE if self.private else CLOSED
-        if wanted != self.added:
-            with torch._C.DisableTorchFunctionSubclass():
-                self.set_versions(self.params, [param._version - self.added + wanted for param in self.params])
-            self.added = wanted
+        shift, self.added = wanted - self.added, wanted
+        return shift
 
     def drop_gradients(self) -> None:
         """Frees what autograd left on the parameters."""
-        drop_autograd_grads(self.params)
+        TENSORS.drop_gradients(self.params)
         self.kept_gradients = False
 
-    def require_unwritten(self) -> None:
-        """Refuses what a forward wrote to its own parameters: it is not this rank's to write."""
-        for place, param, version in zip(self.places, self.params, self.versions, strict=True):
-            if param._version != version:
-                raise Error(
-                    f"rank {place.rank}: {place.name} was written to while its unit was gathered in forward. "
-                    "At stage 3 that memory belongs to its owners: write between steps, under "
-                    "aliquot.gathered(model, write=True)"
-                )
+    def refuse_write(self, param: int) -> NoReturn:
+        """The error for a forward that wrote to its own parameters: they are not this rank's to write."""
+        place = self.places[param]
+        raise Error(
+            f"rank {place.rank}: {place.name} was written to while its unit was gathered in forward. "
+            "At stage 3 that memory belongs to its owners: write between steps, under "
+            "aliquot.gathered(model, write=True)"
+        )

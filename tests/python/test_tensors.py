@@ -1,0 +1,125 @@
+"""What a step does to torch's objects, natively."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from aliquot.guard import ShardedParameter
+from aliquot.tensors import TENSORS, map_tensors
+from torch import nn
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: object
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+
+
+def doubled(tensor: torch.Tensor) -> torch.Tensor:
+    return 2 * tensor
+
+
+def params(count: int = 3) -> tuple[nn.Parameter, ...]:
+    made = tuple(nn.Parameter(torch.ones(2, 3)) for _ in range(count))
+    for param in made:
+        param.__class__ = ShardedParameter
+    return made
+
+
+def give(param: nn.Parameter, grad: torch.Tensor | None) -> None:
+    with torch._C.DisableTorchFunctionSubclass():
+        torch.Tensor.grad.__set__(param, grad)  # type: ignore[attr-defined]
+
+
+ONE = torch.ones(1)
+NESTS: list[Any] = [
+    ONE,
+    (ONE, 3),
+    [ONE, [ONE, "text"]],
+    {"a": ONE, "b": (None, ONE)},
+    Pair(ONE, [ONE]),
+    OrderedDict(a=ONE),
+    nn.Parameter(torch.ones(1)),
+]
+
+
+@pytest.mark.parametrize("nest", NESTS, ids=lambda nest: type(nest).__name__)
+def test_every_tensor_is_changed_and_every_container_keeps_its_kind(nest: Any) -> None:
+    found: list[torch.Tensor] = []
+    changed = map_tensors(doubled, nest)
+    map_tensors(lambda tensor: found.append(tensor) or tensor, changed)
+    assert found
+    assert all(tensor.item() == 2 for tensor in found)
+    assert type(changed) is type(nest) or isinstance(nest, nn.Parameter)
+
+
+def test_a_nest_in_which_nothing_changes_is_returned_itself() -> None:
+    for nest in (NESTS[1], NESTS[2], NESTS[3]):
+        assert map_tensors(lambda tensor: tensor, nest) is nest
+
+
+def test_tensors_in_dataclasses_are_seen() -> None:
+    found: list[torch.Tensor] = []
+    map_tensors(lambda tensor: found.append(tensor) or tensor, [Output(ONE)])
+    assert found[0] is ONE
+
+
+def test_what_a_change_raises_comes_out() -> None:
+    def refuse(_: torch.Tensor) -> torch.Tensor:
+        raise KeyError("no")
+
+    with pytest.raises(KeyError):
+        map_tensors(refuse, [{"a": (ONE,)}])
+
+
+def test_opened_parameters_are_ordinary_and_their_versions_shifted() -> None:
+    made = params()
+    opened = TENSORS.open(made, 5)
+    assert opened == (5, 5, 5)
+    assert all(type(param) is nn.Parameter and param._version == 5 for param in made)
+    assert TENSORS.close(made, -5, opened) is None
+    assert all(type(param) is ShardedParameter and param._version == 0 for param in made)
+
+
+def test_closing_tells_the_first_parameter_that_was_written_to() -> None:
+    made = params()
+    opened = TENSORS.open(made, 0)
+    with torch.no_grad():
+        made[2].add_(1)
+        made[1].add_(1)
+    assert TENSORS.close(made, 7, opened) == 1
+
+
+def test_gradients_are_found_whatever_the_class_makes_of_them() -> None:
+    made = params(2)
+    assert TENSORS.gradients(made) == []
+    grad = torch.ones(2, 3)
+    give(made[1], grad)
+    assert TENSORS.gradients(made)[0] is None
+    assert TENSORS.gradients(made)[1] is grad
+    TENSORS.drop_gradients(made)
+    assert TENSORS.gradients(made) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [None, torch.ones(3, 2).t(), torch.ones(2, 3).to_sparse()],
+    ids=["missing", "not contiguous", "sparse"],
+)
+def test_addresses_are_given_of_dense_gradients_only(other: torch.Tensor | None) -> None:
+    made = params(2)
+    grads = [torch.ones(2, 3), torch.ones(2, 3)]
+    for param, grad in zip(made, grads, strict=True):
+        give(param, grad)
+    assert TENSORS.gradient_addresses(made, torch.float32) == [grad.data_ptr() for grad in grads]
+    assert TENSORS.gradient_addresses(made, torch.bfloat16) == []
+    give(made[1], other)
+    assert TENSORS.gradient_addresses(made, torch.float32) == []
