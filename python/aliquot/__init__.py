@@ -18,6 +18,7 @@ from aliquot.precision import Precision
 from aliquot.profile import Profile, Times, profile
 from aliquot.shard import shard
 from aliquot.stats import Stats, stats
+from aliquot.torch_optimizer import TorchOptimizer
 from aliquot.values import full_state_dict, gathered, load_full_state_dict
 from aliquot.world import World, init
 
@@ -34,6 +35,7 @@ __all__ = [
     "Profile",
     "Stats",
     "Times",
+    "TorchOptimizer",
     "World",
     "__version__",
     "clip_grad_norm_",

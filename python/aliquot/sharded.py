@@ -65,6 +65,11 @@ class ShardedModel:
             for place in unit.places:
                 place.require_bound()
 
+    def gradient_dtype(self, unit: Unit) -> torch.dtype:
+        """Of the unit's gradients in the store."""
+        bf16 = unit.dtype == torch.bfloat16 and self.precision.gradients == "bf16"
+        return torch.bfloat16 if bf16 else torch.float32
+
     def view(self, address: int, place: Place) -> torch.Tensor:
         """The tensor of the parameter at `place` in the flat unit at `address`."""
         return self.view_as(address, place, place.unit.dtype)

@@ -51,8 +51,8 @@ struct EngineStatistics {
 class DeviceReducer;
 class DeviceAdamW;
 
-/// Memory of `device` for one engine with these arguments: all that it will hold, but for an optimizer's tables, in
-/// one piece. Collective where communicator.maps_peers(), whatever the options, and elsewhere if
+/// Memory of `device` for one engine with these arguments: all that it will hold, but for an optimizer's states and
+/// tables, in one piece. Collective where communicator.maps_peers(), whatever the options, and elsewhere if
 /// options.register_memory; then `communicator` must outlive it. What peers map is free when every rank has destroyed
 /// its own.
 /// \throws OutOfMemory, with the figures, if it can't be had, or a peer can't have its own; DeviceError
@@ -103,8 +103,30 @@ class Engine {
   /// set_groups() comes first. On a device the host does not wait: what is returned is the latest result that it knows
   /// of, of this step or one before, and device_state() is that of this one.
   StepResult step(std::span<const AdamWGroup> groups, std::optional<double> max_norm, Stream stream = {});
-  /// Which group each parameter is in.
+  /// An AdamW with new moments, and which group each parameter is in. \throws OutOfMemory
   void set_groups(Grouping grouping);
+  /// The same AdamW goes on with other groups.
+  void regroup(Grouping grouping);
+
+  // Instead of step(), for an optimizer of somebody else's, which updates each element by itself:
+
+  /// A part of a parameter: `numel` elements, `begin` elements into it.
+  struct Part {
+    std::size_t param = 0;  ///< index into the unit's parameters
+    std::size_t begin = 0;
+    std::size_t numel = 0;
+    void* data = nullptr;
+  };
+  /// The fp32 values of what this rank steps of the unit: of Role::param, or of Role::master where that is held. They
+  /// stay where they are. \throws InvalidArgument if they are in two halves (MasterForm::low16)
+  std::vector<Part> values_to_step(std::size_t unit) const;
+  /// Clips by `max_norm` if given. Every rank calls it, then updates unless the result says skipped, then calls
+  /// end_update. The host waits.
+  StepResult begin_update(std::optional<double> max_norm, Stream stream = {});
+  /// The gradients of the same parts, in ShardStore::gradient_dtype; null where no rank had one. After begin_update.
+  std::vector<Part> gradients_to_step(std::size_t unit) const;
+  /// Rounds what was updated to the parameters' dtype, and lets the ranks have it.
+  void end_update(Stream stream = {});
   /// The scalars of the last step, where `stream` has come to its end (cuda::StepState); null on CPUs.
   const void* device_state() const;
   /// Every rank calls it. The host waits.
@@ -145,9 +167,14 @@ class Engine {
  private:
   void spread(Role role, Stream stream);
   void release_held(Stream stream);
+  void require_groups(const char* verb) const;
+  void end_graphs(Stream stream);
+  void share_update(Stream stream);
+  std::vector<Part> parts_to_step(std::size_t unit, Role role) const;
   StepResult step_on_host(std::span<const AdamWGroup> groups, std::optional<double> max_norm);
 
   Communicator& communicator_;
+  std::unique_ptr<MemoryResource> more_;  ///< on a device: what an optimizer takes is in no plan
   ShardStore store_;
   Gatherer gatherer_;
   MemoryResource& memory_;
@@ -158,7 +185,8 @@ class Engine {
   std::vector<bool> held_;
   Timeline* timeline_ = nullptr;
   double step_seconds_ = 0;
-  StepCounts counts_;  ///< on CPUs
+  StepCounts counts_;  ///< on CPUs, and of begin_update
+  Presence present_;   ///< at the last begin_update
 };
 
 }  // namespace aliquot
