@@ -13,6 +13,8 @@ from aliquot._core import (
     __version__,
 )
 from aliquot.control import no_sync, reset_step
+from aliquot.lamb import LAMB
+from aliquot.muon import Muon
 from aliquot.optim import AdamW, clip_grad_norm_
 from aliquot.precision import Precision
 from aliquot.profile import Profile, Times, profile
@@ -23,12 +25,14 @@ from aliquot.values import full_state_dict, gathered, load_full_state_dict
 from aliquot.world import World, init
 
 __all__ = [
+    "LAMB",
     "AdamW",
     "CheckpointError",
     "CommunicatorError",
     "DeviceError",
     "Error",
     "InvalidArgument",
+    "Muon",
     "OutOfMemory",
     "PeerLost",
     "Precision",

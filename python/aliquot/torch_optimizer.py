@@ -9,16 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from aliquot import _core
 from aliquot._core import InvalidArgument
-from aliquot.places import Place
-from aliquot.sharded_optimizer import Params, ShardedOptimizer
-
-Part = tuple[Place, int]
-"""A parameter, and where in it a part begins."""
+from aliquot.piecewise import Piece, PiecewiseOptimizer
+from aliquot.sharded_optimizer import Params
 
 
-class TorchOptimizer(ShardedOptimizer):
+class TorchOptimizer(PiecewiseOptimizer):
     """Any optimizer that updates each element by itself, as in `TorchOptimizer(model, torch.optim.SGD, lr=0.1)`.
 
     It steps flat pieces of the fp32 values that this rank holds, so its states are sharded as they are. `defaults`:
@@ -43,40 +39,22 @@ class TorchOptimizer(ShardedOptimizer):
         super().__init__(model, params, all_defaults, max_grad_norm, max_skipped)
 
     def _begin(self) -> None:
-        self._values: dict[Part, nn.Parameter] = {}
-        self.inner = self._make([self._pieces(group) for group in self.param_groups])
+        super()._begin()
+        self.inner = self._make([self._inner(*both) for both in zip(self.param_groups, self.pieces, strict=True)])
 
     def _extend(self, group: dict[str, Any]) -> None:
-        self.inner.add_param_group(self._pieces(group))
+        pieces = list(self._pieces_of(group))
+        if self._made:
+            self.inner.add_param_group(self._inner(group, pieces))
+        self.pieces.append(pieces)
 
-    def _pieces(self, group: dict[str, Any]) -> dict[str, Any]:
-        """The group, with what this rank steps of its parameters in their place."""
-        wanted = {self._place_of(param) for param in group["params"]}
-        pieces: dict[Part, nn.Parameter] = {}
-        for unit in self.model.units:
-            for param, begin, numel, address in self.model.engine.values_to_step(unit.index):
-                if (place := unit.places[param]) in wanted:
-                    pieces[place, begin] = nn.Parameter(self.model.tensor_at(address, (numel,), torch.float32))
-        self._values |= pieces
-        return group | {"params": list(pieces.values())}
+    def _inner(self, group: dict[str, Any], pieces: list[Piece]) -> dict[str, Any]:
+        return group | {"params": [piece.value for piece in pieces]}
 
-    def _update(self) -> _core.StepResult:
-        engine, stream = self.model.engine, self.model.stream()
-        result = engine.begin_update(self.max_grad_norm, stream)
-        if not result.skipped:
-            self._take_gradients()
-            self._follow_groups()
-            self.inner.step()
-            self.inner.zero_grad()
-        engine.end_update(stream)
-        return result
-
-    def _take_gradients(self) -> None:
-        for unit in self.model.units:
-            dtype = self.model.gradient_dtype(unit)
-            for param, begin, numel, address in self.model.engine.gradients_to_step(unit.index):
-                if address and (value := self._values.get((unit.places[param], begin))) is not None:
-                    value.grad = self.model.tensor_at(address, (numel,), dtype).float()
+    def step_pieces(self) -> None:
+        """Lets the other optimizer step."""
+        self._follow_groups()
+        self.inner.step()
 
     def _follow_groups(self) -> None:
         for mine, theirs in zip(self.param_groups, self.inner.param_groups, strict=True):
