@@ -4,11 +4,11 @@
 #include <string>
 #include <utility>
 
-#include "aliquot/kernels.h"
 #include "device_adamw.h"
 #include "device_reducer.h"
 #include "device_write.h"
 #include "gradient_report.h"
+#include "host_write.h"
 #include "stopwatch.h"
 
 namespace aliquot {
@@ -199,9 +199,7 @@ void Engine::begin_write() {
 void Engine::write(std::size_t unit, std::size_t param, const float* values, Stream stream) {
   const Range range = layout(unit).param(param);
   if (!on_cpu(memory_)) return write_on_device(store_, unit, range, values, memory_.device(), stream);
-  const Range held = intersect(range, store_.held_range(unit, Role::param));
-  if (held.empty()) return;
-  copy({values + (held.begin - range.begin), held.size()}, store_.held_part(unit, Role::param, held).data());
+  write_on_host(store_, unit, range, values);
 }
 
 void Engine::end_write(Stream stream) { gatherer_.publish(stream); }
