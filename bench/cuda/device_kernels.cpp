@@ -11,7 +11,7 @@
 #include "aliquot/kernels.h"
 #include "aliquot/split_master.h"
 #include "bench/cuda/device_work.h"
-#include "tests/cuda/formats.h"
+#include "tests/cpp/formats.h"
 
 namespace aliquot::bench {
 namespace {

@@ -10,6 +10,7 @@
 #include "device_reducer.h"
 #include "device_write.h"
 #include "gradient_report.h"
+#include "host_write.h"
 #include "stopwatch.h"
 
 namespace aliquot {
@@ -169,12 +170,21 @@ StepResult Engine::begin_update(std::optional<double> max_norm, Stream stream) {
 
 void Engine::end_update(Stream stream) {
   for (std::size_t unit = 0; unit < unit_count(); ++unit) {
-    if (!store_.holds(unit, Role::master)) continue;
-    const Range range = store_.stepped_range(unit);
-    cuda::cast(store_.held_bytes(unit, Role::master, range).data(), DType::fp32,
-               store_.held_bytes(unit, Role::param, range).data(), layout(unit).unit().dtype, range.size(), stream);
+    if (store_.holds(unit, Role::master)) round_master(unit, stream);
   }
   share_update(stream);
+}
+
+void Engine::round_master(std::size_t unit, Stream stream) {
+  const Range range = store_.stepped_range(unit);
+  const void* const master = store_.held_bytes(unit, Role::master, range).data();
+  void* const param = store_.held_bytes(unit, Role::param, range).data();
+  const DType dtype = layout(unit).unit().dtype;
+  if (on_cpu(memory_)) {
+    cast(master, DType::fp32, param, dtype, range.size());
+  } else {
+    cuda::cast(master, DType::fp32, param, dtype, range.size(), stream);
+  }
 }
 
 void Engine::share_update(Stream stream) {
@@ -266,9 +276,7 @@ void Engine::begin_write() {
 void Engine::write(std::size_t unit, std::size_t param, const float* values, Stream stream) {
   const Range range = layout(unit).param(param);
   if (!on_cpu(memory_)) return write_on_device(store_, unit, range, values, memory_.device(), stream);
-  const Range held = intersect(range, store_.held_range(unit, Role::param));
-  if (held.empty()) return;
-  copy({values + (held.begin - range.begin), held.size()}, store_.held_part(unit, Role::param, held).data());
+  write_on_host(store_, unit, range, values);
 }
 
 void Engine::end_write(Stream stream) { gatherer_.publish(stream); }

@@ -22,6 +22,11 @@ std::vector<std::size_t> bytes_of(const ShardStore& store) {
   return bytes;
 }
 
+/// Bytes as copy() takes them: shards are whole words in every dtype (Layout::alignment).
+std::span<const float> as_words(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const float*>(bytes.data()), bytes.size() / sizeof(float)};
+}
+
 Signal& version_of(const PeerMemory& control, int rank) { return *reinterpret_cast<Signal*>(control.part(rank)); }
 
 }  // namespace
@@ -45,7 +50,7 @@ bool Gatherer::uses_slots() const { return store_.stage().shards_parameters() &&
 
 const std::byte* Gatherer::resident(std::size_t unit) const {
   if (!store_.stage().shards_parameters()) return store_.bytes_of(unit, Role::param).data();
-  return std::as_bytes(store_.mapped(unit)).data();
+  return store_.mapped(unit);
 }
 
 const std::byte* Gatherer::acquire(std::size_t unit, Pass pass, Slots::Home home, Stream stream) {
@@ -205,9 +210,9 @@ void Gatherer::move(std::size_t unit, Role role, std::byte* whole, Stream stream
   const int world = communicator_.world_size();
   for (int step = 0; step < world; ++step) {
     const int owner = (communicator_.rank() + step) % world;
-    float* destination = reinterpret_cast<float*>(whole) + layout.shard(owner).begin;
-    const std::span<const float> shard = store_.peer(unit, role, owner);
-    if (shard.data() != destination) copy(shard, destination);
+    const std::span<const std::byte> shard = store_.peer(unit, role, owner);
+    std::byte* destination = whole + static_cast<std::size_t>(owner) * shard.size();
+    if (shard.data() != destination) copy(as_words(shard), reinterpret_cast<float*>(destination));
   }
 }
 

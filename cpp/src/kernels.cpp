@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -57,6 +58,16 @@ auto kernel_of_reduce(std::span<const float> result, Accumulate accumulate) {
   return aligned && result.size() >= past_cache_size ? table.reduce_assign_past_cache : table.reduce_assign;
 }
 
+cpu::KernelTable::AdamW kernel_of_adamw(const Weights& weights) {
+  const cpu::KernelTable& table = cpu::current_table();
+  const bool bf16 = weights.dtype == DType::bf16;
+  if (weights.form == Master::none && weights.dtype == DType::fp32) return table.adamw;
+  if (weights.form == Master::low16 && bf16) return table.adamw_split;
+  if (weights.form == Master::fp32 && weights.dtype != DType::fp32) return bf16 ? table.adamw_bf16 : table.adamw_fp16;
+  throw InvalidArgument("adamw: no master of this form goes with parameters of " + std::string(name_of(weights.dtype)) +
+                        "; fp32 parameters are their own master, bf16 has fp32 or low16, fp16 has fp32");
+}
+
 }  // namespace
 
 void copy(std::span<const float> source, float* destination) {
@@ -64,6 +75,24 @@ void copy(std::span<const float> source, float* destination) {
       source.size() < past_cache_size ? cpu::current_table().copy : cpu::current_table().copy_past_cache;
   parallel_for(source.size(), grain_size, [&](std::size_t begin, std::size_t end) {
     copy_piece(source.data() + begin, destination + begin, end - begin);
+  });
+}
+
+void cast(const void* from, DType from_dtype, void* to, DType to_dtype, std::size_t count) {
+  if (from_dtype == DType::fp32 && to_dtype == DType::fp32) {
+    return copy({static_cast<const float*>(from), count}, static_cast<float*>(to));
+  }
+  const auto* const source = static_cast<const std::byte*>(from);
+  auto* const destination = static_cast<std::byte*>(to);
+  const std::size_t from_size = size_of(from_dtype), to_size = size_of(to_dtype);
+  const auto cast_piece =
+      cpu::current_table().cast[static_cast<std::size_t>(from_dtype)][static_cast<std::size_t>(to_dtype)];
+  parallel_for(count, grain_size, [&](std::size_t begin, std::size_t end) {
+    if (from_dtype == to_dtype) {
+      std::memcpy(destination + begin * to_size, source + begin * from_size, (end - begin) * to_size);
+    } else {
+      cast_piece(source + begin * from_size, destination + begin * to_size, end - begin);
+    }
   });
 }
 
@@ -90,16 +119,35 @@ void scale(std::span<float> data, float factor) {
 
 void adamw(const AdamWStep& step, std::span<float> param, std::span<const float> grad, std::span<float> exp_avg,
            std::span<float> exp_avg_sq) {
-  if (grad.size() != param.size() || exp_avg.size() != param.size() || exp_avg_sq.size() != param.size()) {
+  if (grad.size() != param.size()) {
     throw InvalidArgument("adamw: param has " + std::to_string(param.size()) + " elements, grad " +
-                          std::to_string(grad.size()) + ", exp_avg " + std::to_string(exp_avg.size()) +
-                          ", exp_avg_sq " + std::to_string(exp_avg_sq.size()) + "; all must be equal");
+                          std::to_string(grad.size()) + "; both must be equal");
+  }
+  adamw(step, Weights{.param = param.data()}, grad, exp_avg, exp_avg_sq);
+}
+
+void adamw(const AdamWStep& step, const Weights& weights, std::span<const float> grad, std::span<float> exp_avg,
+           std::span<float> exp_avg_sq) {
+  if (exp_avg.size() != grad.size() || exp_avg_sq.size() != grad.size()) {
+    throw InvalidArgument("adamw: grad has " + std::to_string(grad.size()) + " elements, exp_avg " +
+                          std::to_string(exp_avg.size()) + ", exp_avg_sq " + std::to_string(exp_avg_sq.size()) +
+                          "; all must be equal");
   }
   if (step.step < 1) throw InvalidArgument("adamw: step is " + std::to_string(step.step) + "; steps count from 1");
   const cpu::AdamWScalars scalars = scalars_of(step);
-  parallel_for(param.size(), grain_size, [&](std::size_t begin, std::size_t end) {
-    cpu::current_table().adamw(scalars, param.data() + begin, grad.data() + begin, exp_avg.data() + begin,
-                               exp_avg_sq.data() + begin, end - begin);
+  const auto step_piece = kernel_of_adamw(weights);
+  const std::size_t master_size = weights.form == Master::low16 ? sizeof(std::uint16_t) : sizeof(float);
+  const auto at = [](void* array, std::size_t bytes) -> void* {
+    return array == nullptr ? nullptr : static_cast<std::byte*>(array) + bytes;
+  };
+  parallel_for(grad.size(), grain_size, [&](std::size_t begin, std::size_t end) {
+    step_piece(scalars,
+               {.param = at(weights.param, begin * size_of(weights.dtype)),
+                .master = at(weights.master, begin * master_size),
+                .grad = grad.data() + begin,
+                .exp_avg = exp_avg.data() + begin,
+                .exp_avg_sq = exp_avg_sq.data() + begin},
+               end - begin);
   });
 }
 

@@ -6,6 +6,18 @@
 #include "aliquot/kernels.h"
 
 namespace aliquot {
+namespace {
+
+Weights weights_of(const ShardStore& store, std::size_t unit, Range range) {
+  Weights weights{.param = store.held_bytes(unit, Role::param, range).data(), .dtype = store.layout(unit).unit().dtype};
+  if (store.holds(unit, Role::master)) {
+    weights.master = store.held_bytes(unit, Role::master, range).data();
+    weights.form = store.master_form() == MasterForm::fp32 ? Master::fp32 : Master::low16;
+  }
+  return weights;
+}
+
+}  // namespace
 
 AdamW::AdamW(ShardStore& store, MemoryResource& memory, Grouping grouping)
     : store_(store), grouping_(std::move(grouping)) {
@@ -37,7 +49,7 @@ void AdamW::step_unit(std::size_t unit, std::span<const AdamWGroup> groups, floa
            .weight_decay = group.weight_decay,
            .step = steps_[unit][segment.param],
            .grad_scale = grad_scale},
-          part(Role::param), part(Role::grad), part(Role::exp_avg), part(Role::exp_avg_sq));
+          weights_of(store_, unit, segment.range), part(Role::grad), part(Role::exp_avg), part(Role::exp_avg_sq));
   }
 }
 

@@ -74,7 +74,7 @@ void Reducer::pack(std::size_t unit, const Gradients& gradients, float* full) co
     const Range range = layout.param(param);
     std::fill(full + end, full + range.begin, 0.0F);
     if (gradients[param] != nullptr) {
-      copy({static_cast<const float*>(gradients[param]), range.size()}, full + range.begin);
+      cast(gradients[param], layout.unit().dtype, full + range.begin, DType::fp32, range.size());
     } else {
       std::fill(full + range.begin, full + range.end, 0.0F);
     }

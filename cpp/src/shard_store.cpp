@@ -39,12 +39,15 @@ ShardStore::ShardStore(std::vector<UnitSpec> units, Stage stage, Communicator& c
 }
 
 void ShardStore::require_possible(const UnitSpec& unit, const MemoryResource& memory) const {
+  if (unit.dtype == DType::fp32 || !unit.trainable) return;
+  const std::string is = "unit '" + unit.name + "' is " + std::string(name_of(unit.dtype));
+  if (unit.dtype == DType::fp16 && options_.master == MasterForm::low16) {
+    throw InvalidArgument(is + "; only bf16 has a master of 16 more bits: ask for an fp32 master");
+  }
   const bool on_cpu = memory.device().type == Device::Type::cpu;
-  if (unit.dtype == DType::fp32 || (!on_cpu && (unit.dtype == DType::bf16 || options_.master == MasterForm::fp32)))
-    return;
-  throw InvalidArgument("unit '" + unit.name + "' is " + std::string(name_of(unit.dtype)) +
-                        (on_cpu ? "; this version trains fp32 on CPUs: convert the model with model.float() first"
-                                : "; only bf16 has a master of 16 more bits: ask for an fp32 master"));
+  if (options_.gradients == DType::fp32 || (options_.gradients == DType::bf16 && !on_cpu)) return;
+  throw InvalidArgument(is + ", and its gradients were to be kept in " + std::string(name_of(options_.gradients)) +
+                        (on_cpu ? "; CPUs keep them in fp32" : "; devices keep them in fp32 or bf16"));
 }
 
 Extent ShardStore::extent(Role role) const {
@@ -139,9 +142,15 @@ std::span<std::byte> ShardStore::bytes_of(std::size_t unit, Role role) const {
 
 std::span<std::byte> ShardStore::own_bytes(std::size_t unit, Role role) const {
   const std::span<std::byte> held = bytes_of(unit, role);
-  if (extent(role) == Extent::shard) return held;
-  const Range range = layout(unit).shard(rank_);
-  return held.subspan(range.begin * width(unit, role), range.size() * width(unit, role));
+  return extent(role) == Extent::shard ? held : held.subspan(start_of(unit, role, rank_), shard_bytes(unit, role));
+}
+
+std::size_t ShardStore::start_of(std::size_t unit, Role role, int rank) const {
+  return layout(unit).shard(rank).begin * width(unit, role);
+}
+
+std::size_t ShardStore::shard_bytes(std::size_t unit, Role role) const {
+  return layout(unit).shard_numel() * width(unit, role);
 }
 
 std::span<float> ShardStore::block(std::size_t unit, Role role) const {
@@ -178,15 +187,13 @@ std::span<std::byte> ShardStore::held_bytes(std::size_t unit, Role role, Range r
                       : bytes_of(unit, role).subspan((part.begin - held.begin) * element, part.size() * element);
 }
 
-std::span<const float> ShardStore::peer(std::size_t unit, Role role, int owner) const {
-  const Range range = layout(unit).shard(owner);
-  const std::span<float> held = as_floats(at(unit, role).peers.part(owner), at(unit, role).bytes / sizeof(float));
-  return extent(role) == Extent::shard ? held : held.subspan(range.begin, range.size());
+std::span<const std::byte> ShardStore::peer(std::size_t unit, Role role, int owner) const {
+  const Block& block = at(unit, role);
+  const std::span<const std::byte> held(block.peers.part(owner), block.bytes);
+  return extent(role) == Extent::shard ? held : held.subspan(start_of(unit, role, owner), shard_bytes(unit, role));
 }
 
-std::span<float> ShardStore::mapped(std::size_t unit) const {
-  return as_floats(at(unit, Role::param).peers.whole(), layout(unit).numel());
-}
+const std::byte* ShardStore::mapped(std::size_t unit) const { return at(unit, Role::param).peers.whole(); }
 
 std::map<std::string_view, std::size_t> ShardStore::bytes() const {
   std::map<std::string_view, std::size_t> sum;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from aliquot._core import InvalidArgument
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 """The core's names of dtypes."""
 
-TRAINED = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TRAINED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What parameters may be computed with."""
 
 
@@ -24,22 +25,36 @@ class Precision:
     and reduced micro-steps are taken in fp32, the norm in fp64; optimizer states are fp32.
     """
 
-    params: Literal["fp32", "bf16"] | None = None
+    params: Literal["fp32", "bf16", "fp16"] | None = None
     """None: the dtype that each parameter came in."""
-    master: Literal["split", "fp32"] = "split"
-    """The fp32 master weight of a bf16 parameter: the parameter and 16 more bits, which together are it exactly, or a
-    plain fp32 copy."""
+    master: Literal["split", "fp32"] | None = None
+    """The fp32 master weight of a 16-bit parameter. "split", for bf16: the parameter and 16 more bits, which together
+    are it exactly. "fp32": a plain copy. None: "split" where no parameter is fp16, else "fp32"."""
 
     gradients: Literal["fp32", "bf16"] = "fp32"
-    """What the gradients of bf16 parameters are kept in, once summed in fp32. bf16 takes half the memory, and rounds
-    the sum of each micro-step."""
+    """What the gradients of 16-bit parameters are kept in, once summed in fp32. bf16, on GPUs, takes half the memory,
+    and rounds the sum of each micro-step."""
+
+    def __post_init__(self) -> None:
+        _require("params", self.params, (None, *TRAINED))
+        _require("master", self.master, (None, "split", "fp32"))
+        _require("gradients", self.gradients, ("fp32", "bf16"))
+        if self.params is not None:
+            self.keeps_fp32_masters([TRAINED[self.params]])
+
+    def keeps_fp32_masters(self, dtypes: Iterable[torch.dtype]) -> bool:
+        """Whether masters are plain copies, for parameters of these dtypes."""
+        fp16 = torch.float16 in dtypes
+        if fp16 and self.master == "split":
+            raise InvalidArgument('only bf16 is the upper half of fp32: fp16 takes Precision(master="fp32"), or None')
+        return fp16 or self.master == "fp32"
 
     def dtype_of(self, name: str, param: torch.Tensor) -> torch.dtype:
         """What `param` is trained in."""
         wanted = self.casts_inputs or param.dtype
         if not param.is_floating_point() or wanted not in TRAINED.values():
             raise InvalidArgument(
-                f"{name} is {param.dtype}; this version trains fp32 and bf16: convert it, or pass "
+                f"{name} is {param.dtype}; this version trains fp32, bf16 and fp16: convert it, or pass "
                 'aliquot.shard(model, precision="bf16")'
             )
         return wanted
@@ -50,11 +65,16 @@ class Precision:
         return None if self.params is None else TRAINED[self.params]
 
 
+def _require(field: str, value: str | None, choices: Iterable[str | None]) -> None:
+    if value not in (known := list(choices)):
+        raise InvalidArgument(f"Precision: {field} is {value!r}; it is one of {known}")
+
+
 def precision_of(value: str | Precision | None) -> Precision:
     """What `aliquot.shard(precision=)` means."""
     if isinstance(value, Precision):
         return value
     match value:
-        case None | "fp32" | "bf16":
+        case None | "fp32" | "bf16" | "fp16":
             return Precision(value)
-    raise InvalidArgument(f'precision is {value!r}; it is "fp32", "bf16", an aliquot.Precision, or None')
+    raise InvalidArgument(f'precision is {value!r}; it is "fp32", "bf16", "fp16", an aliquot.Precision, or None')

@@ -25,7 +25,7 @@ def shard(
     model: nn.Module,
     stage: int = 3,
     units: Units = None,
-    precision: Literal["fp32", "bf16"] | Precision | None = None,
+    precision: Literal["fp32", "bf16", "fp16"] | Precision | None = None,
     *,
     slots: int = 2,
     prefetch_bytes: int = 1 << 30,
@@ -37,7 +37,7 @@ def shard(
     else module classes, or modules. `slots`: how many full units may be gathered at a time where gathering copies.
     `prefetch_bytes`: how much is gathered ahead of its use there.
     `precision`: what parameters are computed with, and floating-point inputs of the model cast to; None leaves both
-    as they are. bf16 needs a GPU; sums and masters are fp32 always (see `Precision`).
+    as they are. Sums and masters are fp32 always (see `Precision`); fp16 wants a loss scale (see `GradScaler`).
 
     Every rank calls it with the same model; the values are those of rank 0. A model on the meta device is filled
     by its modules' `reset_parameters`, one module at a time, on the device. Parameters and buffers come to lie on
@@ -53,7 +53,7 @@ def shard(
     engine = _core.Engine(
         _specs(plan), world.communicator, stage=stage, slots=slots, ahead_bytes=prefetch_bytes,
         poison="poison" in os.environ.get("ALIQUOT_DEBUG", "").split(","),
-        device=world.gpu, fp32_master=chosen.master == "fp32",
+        device=world.gpu, fp32_master=chosen.keeps_fp32_masters(group.dtype for group in plan.groups),
         gradients=chosen.gradients,
         transient=gpu.transient_memory(world.device) if world.device.type == "cuda" else None,
     )  # fmt: skip

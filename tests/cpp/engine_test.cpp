@@ -23,8 +23,8 @@ struct Trained {
   std::vector<double> norms;
 };
 
-Trained train(Communicator& communicator, const EngineOptions& options) {
-  ToyTraining training(communicator, options);
+Trained train(Communicator& communicator, const EngineOptions& options, DType dtype = DType::fp32) {
+  ToyTraining training(communicator, options, dtype);
   Trained trained;
   for (std::size_t step = 0; step < step_count; ++step) trained.norms.push_back(training.step(step).grad_norm);
   trained.parameters = training.parameters();
@@ -34,15 +34,17 @@ Trained train(Communicator& communicator, const EngineOptions& options) {
 }
 
 // What rank 0 gets at stage 0, where nothing is gathered.
+Trained train_unsharded(const StoreOptions& store = {}, DType dtype = DType::fp32) {
+  Trained of_rank_0;
+  run_world(Transport::one_sided_threads, world_size, [&](Communicator& communicator) {
+    const Trained mine = train(communicator, {.stage = Stage(0), .gatherer = {}, .store = store}, dtype);
+    if (communicator.rank() == 0) of_rank_0 = mine;
+  });
+  return of_rank_0;
+}
+
 const Trained& unsharded() {
-  static const Trained trained = [] {
-    Trained of_rank_0;
-    run_world(Transport::one_sided_threads, world_size, [&](Communicator& communicator) {
-      const Trained mine = train(communicator, {.stage = Stage(0), .gatherer = {}});
-      if (communicator.rank() == 0) of_rank_0 = mine;
-    });
-    return of_rank_0;
-  }();
+  static const Trained trained = train_unsharded();
   return trained;
 }
 
@@ -157,6 +159,46 @@ TEST_P(Engines, TrainToTheBitsOfTheUnshardedModelOnEveryRank) {
 INSTANTIATE_TEST_SUITE_P(Engine, Engines, ::testing::Combine(::testing::ValuesIn(cases), ::testing::Range(0, 4)),
                          [](const auto& with) {
                            return std::get<0>(with.param).name + "_stage_" + std::to_string(std::get<1>(with.param));
+                         });
+
+struct Half {
+  std::string name;
+  DType dtype;
+  MasterForm master;
+};
+
+const std::vector<Half> halves = {{"bf16_split", DType::bf16, MasterForm::low16},
+                                  {"bf16", DType::bf16, MasterForm::fp32},
+                                  {"fp16", DType::fp16, MasterForm::fp32}};
+
+class HalfEngines : public ::testing::TestWithParam<std::tuple<Half, Case>> {};
+
+// Near: on average by less than what neighbouring bf16 numbers differ by.
+TEST_P(HalfEngines, TrainToTheSameBitsAtEveryStageAndNearToFp32) {
+  const auto& [half, made] = GetParam();
+  const StoreOptions store{.master = half.master, .transient = {}};
+  const Trained expected = train_unsharded(store, half.dtype);
+  for (int stage = 0; stage <= 3; ++stage) {
+    run_world(made.transport, world_size, [&](Communicator& communicator) {
+      const EngineOptions options{.stage = Stage(stage), .gatherer = made.gatherer, .store = store};
+      const Trained mine = train(communicator, options, half.dtype);
+      require(mine.norms == expected.norms, "other gradient norms");
+      require(same_bits(mine.parameters, expected.parameters), "other parameters");
+    });
+  }
+  double distance = 0, size = 0;
+  for (std::size_t i = 0; i < expected.parameters.size(); ++i) {
+    distance += std::abs(expected.parameters[i] - unsharded().parameters[i]);
+    size += std::abs(unsharded().parameters[i]);
+  }
+  EXPECT_LT(distance, 0x1p-8 * size);
+  EXPECT_GT(distance, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Engine, HalfEngines,
+                         ::testing::Combine(::testing::ValuesIn(halves), ::testing::ValuesIn(cases)),
+                         [](const auto& with) {
+                           return std::get<0>(with.param).name + "_" + std::get<1>(with.param).name;
                          });
 
 }  // namespace

@@ -10,34 +10,14 @@
 #include <vector>
 
 #include "aliquot/error.h"
-#include "aliquot/parallel.h"
 #include "arrays.h"
-#include "cpu/kernel_table.h"
+#include "isas.h"
 
 namespace aliquot {
 namespace {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float quiet_nan = std::numeric_limits<float>::quiet_NaN();
-
-std::vector<cpu::Isa> supported_isas() {
-  std::vector<cpu::Isa> isas;
-  for (cpu::Isa isa : {cpu::Isa::plain, cpu::Isa::avx2, cpu::Isa::avx512}) {
-    if (cpu::supported(isa)) isas.push_back(isa);
-  }
-  return isas;
-}
-
-class Kernels : public testing::Test {
- protected:
-  void TearDown() override {
-    cpu::use(cpu::best_isa());
-    set_thread_count(threads_);
-  }
-
- private:
-  const int threads_ = thread_count();
-};
 
 using Arrays = std::array<GuardedArray, 4>;
 using Kernel = GradStatistics (*)(Arrays&);
@@ -247,6 +227,10 @@ TEST_F(Kernels, AdamwRefusesWhatCannotBeRight) {
   EXPECT_THROW(adamw({}, four, four, three, four), InvalidArgument);
   EXPECT_THROW(adamw({}, four, four, four, three), InvalidArgument);
   EXPECT_THROW(adamw({.step = 0}, four, four, four, four), InvalidArgument);
+  for (const Weights weights : {Weights{.dtype = DType::bf16}, Weights{.form = Master::fp32},
+                                Weights{.dtype = DType::fp16, .form = Master::low16}}) {
+    EXPECT_THROW(adamw({}, weights, four, four, four), InvalidArgument);
+  }
 }
 
 }  // namespace

@@ -117,6 +117,10 @@ TEST_P(Stores, AUnitThatDoesNotTrainHasParametersOnly) {
   });
 }
 
+std::span<const float> floats_in(const std::byte* bytes, std::size_t count) {
+  return {reinterpret_cast<const float*>(bytes), count};
+}
+
 TEST_P(Stores, PeersReadWhatOwnersWroteWhereTheTransportIsOneSided) {
   run([&](Communicator& communicator, const ShardStore& store) {
     if (!communicator.one_sided()) return;
@@ -131,9 +135,11 @@ TEST_P(Stores, PeersReadWhatOwnersWroteWhereTheTransportIsOneSided) {
       for (int owner = 0; owner < communicator.world_size(); ++owner) {
         const Range range = store.layout(unit).shard(owner);
         const std::vector<float> expected(range.size(), written(unit, owner));
-        require(same_bits(store.peer(unit, Role::param, owner), expected), "another rank's shard");
+        const std::span<const std::byte> shard = store.peer(unit, Role::param, owner);
+        require(same_bits(floats_in(shard.data(), range.size()), expected), "another rank's shard");
         if (!stage().shards_parameters()) continue;
-        require(same_bits(store.mapped(unit).subspan(range.begin, range.size()), expected), "the mapping differs");
+        const std::byte* const mapped = store.mapped(unit) + range.begin * sizeof(float);
+        require(same_bits(floats_in(mapped, range.size()), expected), "the mapping differs");
       }
     }
   });
@@ -148,12 +154,40 @@ INSTANTIATE_TEST_SUITE_P(ShardStore, Stores,
                                   std::to_string(std::get<1>(with.param));
                          });
 
-TEST(ShardStore, RefusesTypesThatThisVersionDoesNotTrain) {
+TEST(ShardStore, RefusesFormatsThatDoNotGoTogether) {
   const auto communicators = make_thread_communicators(1);
-  const UnitSpec unit{.name = "blocks.4", .params = {{"weight", 8}}, .dtype = DType::bf16};
-  EXPECT_THROW(ShardStore({unit}, Stage(3), *communicators[0], host_memory()), InvalidArgument);
-  EXPECT_THAT(message_of([&] { ShardStore({unit}, Stage(3), *communicators[0], host_memory()); }),
-              AllOf(HasSubstr("blocks.4"), HasSubstr("bf16"), HasSubstr("model.float()")));
+  UnitSpec unit{.name = "blocks.4", .params = {{"weight", 8}}, .dtype = DType::fp16};
+  const auto refusal = [&](MasterForm master, DType gradients) {
+    const StoreOptions options{.master = master, .gradients = gradients, .transient = {}};
+    return message_of([&] { ShardStore({unit}, Stage(3), *communicators[0], host_memory(), options); });
+  };
+  EXPECT_THAT(refusal(MasterForm::low16, DType::fp32),
+              AllOf(HasSubstr("blocks.4"), HasSubstr("fp16"), HasSubstr("an fp32 master")));
+  EXPECT_THAT(refusal(MasterForm::fp32, DType::bf16),
+              AllOf(HasSubstr("blocks.4"), HasSubstr("CPUs keep them in fp32")));
+  EXPECT_EQ(refusal(MasterForm::fp32, DType::fp32), "");
+  unit.trainable = false;
+  EXPECT_EQ(refusal(MasterForm::low16, DType::bf16), "");
+}
+
+TEST(ShardStore, KeepsWhatTheMasterFormSays) {
+  const auto communicators = make_thread_communicators(1);
+  for (const MasterForm master : {MasterForm::low16, MasterForm::fp32}) {
+    ShardStore store(toy_units(DType::bf16), Stage(3), *communicators[0], host_memory(),
+                     {.master = master, .transient = {}});
+    store.hold_states(states_of_adamw, host_memory());
+    std::size_t elements = 0, trained = 0;
+    for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
+      elements += store.layout(unit).numel();
+      if (unit != frozen) trained += store.layout(unit).numel();
+    }
+    const std::map<std::string_view, std::size_t> expected{{"param", 2 * elements},
+                                                           {"master", (master == MasterForm::low16 ? 2 : 4) * trained},
+                                                           {"grad", 4 * trained},
+                                                           {"exp_avg", 4 * trained},
+                                                           {"exp_avg_sq", 4 * trained}};
+    EXPECT_EQ(store.bytes(), expected);
+  }
 }
 
 }  // namespace

@@ -37,8 +37,8 @@ inline std::vector<float> toy_gradient(std::size_t rank, std::size_t step, std::
 
 class ToyTraining {
  public:
-  ToyTraining(Communicator& communicator, EngineOptions options)
-      : engine(toy_units(), communicator, host_memory(), options),
+  ToyTraining(Communicator& communicator, EngineOptions options, DType dtype = DType::fp32)
+      : engine(toy_units(dtype), communicator, host_memory(), options),
         rank_(static_cast<std::size_t>(communicator.rank())) {
     Grouping grouping;
     engine.begin_write();
@@ -78,10 +78,10 @@ class ToyTraining {
 
   /// The first `visits` of a backward.
   void walk_back(std::size_t step, std::size_t visits) {
-    full_.assign(engine.unit_count(), nullptr);
+    full_.assign(engine.unit_count(), {});
     made_.clear();
     left_.clear();
-    full_[0] = static_cast<const float*>(engine.pre_backward(0));
+    full_[0] = values_of(0, engine.pre_backward(0));
     for (std::size_t i = toy_walk.size(); i-- > toy_walk.size() - visits;) leave(toy_walk[i], step, first_visit(i));
   }
   void finish_backward() { engine.finish_backward(left_); }
@@ -90,8 +90,9 @@ class ToyTraining {
   std::vector<float> parameters() {
     std::vector<float> all;
     for (std::size_t unit = 0; unit < engine.unit_count(); ++unit) {
-      std::vector<float> whole(engine.layout(unit).numel());
-      engine.read(unit, whole.data());
+      std::vector<std::byte> bytes(engine.layout(unit).bytes());
+      engine.read(unit, bytes.data());
+      const std::vector<float> whole = values_of(unit, bytes.data());
       for (std::size_t p = 0; p < params(unit).size(); ++p) {
         const Range range = engine.layout(unit).param(p);
         const auto values = std::span(whole).subspan(range.begin, range.size());
@@ -107,6 +108,12 @@ class ToyTraining {
  private:
   const std::vector<ParamSpec>& params(std::size_t unit) const { return engine.layout(unit).unit().params; }
 
+  std::vector<float> values_of(std::size_t unit, const void* full) const {
+    std::vector<float> values(engine.layout(unit).numel());
+    cast(full, engine.layout(unit).unit().dtype, values.data(), DType::fp32, values.size());
+    return values;
+  }
+
   static bool first_visit(std::size_t place) {
     for (std::size_t i = 0; i < place; ++i) {
       if (toy_walk[i] == toy_walk[place]) return false;
@@ -116,7 +123,7 @@ class ToyTraining {
 
   /// A unit that forward visited twice keeps its parameters until backward has seen both visits.
   void leave(std::size_t unit, std::size_t step, bool last) {
-    if (const auto* full = static_cast<const float*>(engine.pre_backward(unit))) full_[unit] = full;
+    if (const void* full = engine.pre_backward(unit)) full_[unit] = values_of(unit, full);
     if (!last) return;
     made_.push_back(gradients(unit, step));
     const bool late = (unit + step) % 4 == 0;
@@ -132,8 +139,8 @@ class ToyTraining {
     UnitGradients made(engine.layout(unit).unit());
     for (std::size_t p = 0; p < params(unit).size(); ++p) {
       if (!toy_has_gradient(rank_, step, unit, p)) continue;
-      std::vector<float> gradient =
-          toy_gradient(rank_, step, unit, p, {full_[unit] + engine.layout(unit).param(p).begin, params(unit)[p].numel});
+      std::vector<float> gradient = toy_gradient(
+          rank_, step, unit, p, {full_[unit].data() + engine.layout(unit).param(p).begin, params(unit)[p].numel});
       if (tamper) tamper(unit, p, gradient);
       made.set(p, std::move(gradient));
     }
@@ -145,7 +152,7 @@ class ToyTraining {
 
  private:
   std::size_t rank_;
-  std::vector<const float*> full_;
+  std::vector<std::vector<float>> full_;
   std::vector<UnitGradients> made_;
   Left left_;
 };

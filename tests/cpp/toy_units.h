@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "aliquot/kernels.h"
 #include "aliquot/parameters.h"
 #include "aliquot/reducer.h"
 
@@ -16,13 +17,16 @@ namespace aliquot::test {
 
 /// Parameters of 0, 1, a prime number of elements, and fewer than there are ranks; a unit that does not train; a unit
 /// without elements; one that encloses the others.
-inline std::vector<UnitSpec> toy_units() {
-  return {{.name = "root", .params = {{"scale", 1}, {"bias", 5}}, .encloses_units = true},
-          {.name = "embed", .params = {{"embed.weight", 1021}}},
-          {.name = "table", .params = {{"table.weight", 1361}}, .trainable = false},
-          {.name = "block", .params = {{"block.up", 307}, {"block.gate", 1}, {"block.none", 0}, {"block.down", 17}}},
-          {.name = "void", .params = {{"void.weight", 0}}},
-          {.name = "head", .params = {{"head.weight", 211}, {"head.bias", 13}}}};
+inline std::vector<UnitSpec> toy_units(DType dtype = DType::fp32) {
+  std::vector<UnitSpec> units = {
+      {.name = "root", .params = {{"scale", 1}, {"bias", 5}}, .encloses_units = true},
+      {.name = "embed", .params = {{"embed.weight", 1021}}},
+      {.name = "table", .params = {{"table.weight", 1361}}, .trainable = false},
+      {.name = "block", .params = {{"block.up", 307}, {"block.gate", 1}, {"block.none", 0}, {"block.down", 17}}},
+      {.name = "void", .params = {{"void.weight", 0}}},
+      {.name = "head", .params = {{"head.weight", 211}, {"head.bias", 13}}}};
+  for (UnitSpec& unit : units) unit.dtype = dtype;
+  return units;
 }
 
 /// Magnitudes lie far apart, so that another order of addition gives other bits.
@@ -43,19 +47,27 @@ inline bool same_bits(std::span<const float> a, std::span<const float> b) {
 /// The gradients of a unit and the arrays that they point to.
 class UnitGradients {
  public:
-  explicit UnitGradients(const UnitSpec& unit) : arrays_(unit.params.size()), pointers_(unit.params.size(), nullptr) {}
+  explicit UnitGradients(const UnitSpec& unit)
+      : dtype_(unit.dtype), arrays_(unit.params.size()), rounded_(unit.params.size()),
+        pointers_(unit.params.size(), nullptr) {}
 
+  /// Rounds `values` to the unit's dtype.
   void set(std::size_t param, std::vector<float> values) {
-    values.reserve(1);  // an array of no elements has an address too
+    std::vector<std::byte>& bytes = rounded_[param];
+    bytes.resize(values.size() * size_of(dtype_));
+    bytes.reserve(1);  // an array of no elements has an address too
+    cast(values.data(), DType::fp32, bytes.data(), dtype_, values.size());
     arrays_[param] = std::move(values);
-    pointers_[param] = arrays_[param].data();
+    pointers_[param] = bytes.data();
   }
   bool has(std::size_t param) const { return pointers_[param] != nullptr; }
   const std::vector<float>& array(std::size_t param) const { return arrays_[param]; }
   const Gradients& pointers() const { return pointers_; }
 
  private:
+  DType dtype_;
   std::vector<std::vector<float>> arrays_;
+  std::vector<std::vector<std::byte>> rounded_;
   Gradients pointers_;
 };
 

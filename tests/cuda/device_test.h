@@ -15,7 +15,7 @@
 
 #include "aliquot/memory_resource.h"
 #include "aliquot/streams.h"
-#include "tests/cuda/formats.h"
+#include "tests/cpp/formats.h"
 
 namespace aliquot::test {
 

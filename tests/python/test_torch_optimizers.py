@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import aliquot
@@ -204,3 +205,40 @@ class Norms(torch.optim.SGD):
 def test_what_can_not_step_flat_pieces_is_refused(optimizer: Any, defaults: dict[str, Any], text: str) -> None:
     with pytest.raises(aliquot.InvalidArgument, match=text):
         aliquot.TorchOptimizer(torch.nn.Linear(2, 2), optimizer, **defaults)
+
+
+def step_halves(rank: int, stage: int, params: str) -> dict[str, Tensor]:
+    """The native AdamW and torch's over plain fp32 masters, on the same gradients."""
+    weights = []
+    for native in (True, False):
+        precision = aliquot.Precision(params, master="fp32")  # type: ignore[arg-type]
+        model: Any = aliquot.shard(built(CASES["plain"]), stage=stage, precision=precision)
+        make: Any = aliquot.AdamW if native else partial(aliquot.TorchOptimizer, optimizer=torch.optim.AdamW)
+        optimizer = make(model, lr=1e-2, weight_decay=0.0, max_grad_norm=MAX_NORM)
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            CASES["plain"].run(model, Turn(rank, step))
+            optimizer.step()
+        weights.append(aliquot.full_state_dict(model, all_ranks=True))
+    first, second = weights
+    for name, value in first.items():
+        assert value.dtype == second[name].dtype != torch.float32
+        torch.testing.assert_close(value, second[name], rtol=1e-2, atol=1e-3)
+    return second
+
+
+@pytest.mark.parametrize("params", ["bf16", "fp16"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_steps_plain_masters_of_16_bits(stage: int, params: str) -> None:
+    first, second = run_ranks(WORLD_SIZE, step_halves, stage, params)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def refuse_split_masters(rank: int) -> None:
+    model = aliquot.shard(built(CASES["plain"]), precision="bf16")
+    with pytest.raises(aliquot.InvalidArgument, match="ask for a plain fp32 master"):
+        aliquot.TorchOptimizer(model, torch.optim.SGD, lr=0.1)
+
+
+def test_split_masters_are_refused() -> None:
+    run_ranks(1, refuse_split_masters)

@@ -132,9 +132,7 @@ inline constexpr std::size_t chunk_size = 4096;
 /// The parameters' parts in `held` (which begins and ends at multiples of Layout::alignment), cut to chunk_size.
 std::vector<Chunk> chunks_of(const Layout& layout, Range held);
 
-/// Where the fp32 value of a parameter is: it is the parameter itself, an array of its own, or the parameter (bf16)
-/// and 16 more bits (split_master.h).
-enum class Master { none, fp32, low16 };
+using aliquot::Master;
 
 /// What a rank holds of a unit, by role.
 struct AdamWArrays {

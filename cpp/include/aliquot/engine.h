@@ -169,6 +169,7 @@ class Engine {
   void release_held(Stream stream);
   void require_groups(const char* verb) const;
   void end_graphs(Stream stream);
+  void round_master(std::size_t unit, Stream stream);
   void share_update(Stream stream);
   std::vector<Part> parts_to_step(std::size_t unit, Role role) const;
   StepResult step_on_host(std::span<const AdamWGroup> groups, std::optional<double> max_norm);

@@ -1,12 +1,14 @@
 /// \file
-/// The element-wise work, on flat fp32 arrays of the host. Each kernel reads and writes each element once, picks
-/// AVX-512, AVX2 or plain code when the program runs, and gives the same bits on all three, for any alignment and any
-/// number of threads.
+/// The element-wise work, on flat arrays of the host. Arithmetic is fp32. Each kernel reads and writes each element
+/// once, picks AVX-512, AVX2 or plain code when the program runs, and gives the same bits on all three, for any
+/// alignment and any number of threads.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
+
+#include "aliquot/dtype.h"
 
 namespace aliquot {
 
@@ -20,6 +22,9 @@ struct GradStatistics {
 
 /// destination = source, fp32, with stores that bypass the cache where that is faster (large arrays read later).
 void copy(std::span<const float> source, float* destination);
+
+/// to[i] = from[i], rounded to nearest even; what is too large becomes infinite, and NaN stays NaN.
+void cast(const void* from, DType from_dtype, void* to, DType to_dtype, std::size_t count);
 
 /// Whether a reduction adds to what is there or assigns.
 enum class Accumulate : bool { no, yes };
@@ -52,6 +57,24 @@ struct AdamWStep {
 ///   exp_avg += (g - exp_avg) * (1 - beta1);  exp_avg_sq = exp_avg_sq * beta2 + (1 - beta2) * g * g
 ///   param -= lr / (1 - beta1^step) * exp_avg / (sqrt(exp_avg_sq) / sqrt(1 - beta2^step) + eps)
 void adamw(const AdamWStep& step, std::span<float> param, std::span<const float> grad, std::span<float> exp_avg,
+           std::span<float> exp_avg_sq);
+
+/// Where the fp32 value of a parameter is: it is the parameter itself, an array of its own, or the parameter (bf16)
+/// and 16 more bits (split_master.h).
+enum class Master { none, fp32, low16 };
+
+/// Parameters and their masters.
+struct Weights {
+  void* param = nullptr;
+  DType dtype = DType::fp32;  ///< fp32 with Master::none, bf16 or fp16 with Master::fp32, bf16 with Master::low16
+  void* master = nullptr;     ///< float* or std::uint16_t*, as `form` says
+  Master form = Master::none;
+};
+
+/// The same update of grad.size() masters; the parameters become the numbers of their type that are nearest to them,
+/// by cast() or by split_master().
+/// \throws InvalidArgument for another pair of dtype and form
+void adamw(const AdamWStep& step, const Weights& weights, std::span<const float> grad, std::span<float> exp_avg,
            std::span<float> exp_avg_sq);
 
 }  // namespace aliquot

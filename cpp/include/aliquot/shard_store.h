@@ -34,7 +34,8 @@ enum class MasterForm {
 /// rest of the program uses too, so that it is the same memory that held activations before.
 using TransientMemory = std::function<std::shared_ptr<std::byte>(std::size_t bytes, Stream stream)>;
 
-/// How 16-bit units are kept, and where gradients lie; fp32 units have fp32 gradients and no master.
+/// How 16-bit units are kept, and where gradients lie; fp32 units have fp32 gradients and no master. CPUs keep all
+/// gradients in fp32.
 struct StoreOptions {
   MasterForm master = MasterForm::low16;
   DType gradients = DType::fp32;  ///< of the stored gradient; sums are taken in fp32 and rounded to it once
@@ -49,7 +50,7 @@ enum class Extent { shard, whole };
 /// not known here.
 class ShardStore {
  public:
-  /// Collective over one-sided transports. \throws OutOfMemory
+  /// Collective over one-sided transports. \throws OutOfMemory; InvalidArgument for options that don't go with `units`
   ShardStore(std::vector<UnitSpec> units, Stage stage, Communicator& communicator, MemoryResource& memory,
              StoreOptions options = {});
 
@@ -76,6 +77,15 @@ class ShardStore {
   /// What of `range` of the flat unit this rank holds.
   std::span<std::byte> held_bytes(std::size_t unit, Role role, Range range) const;
 
+  /// The shard of `owner` where this rank can read it; one-sided transports, param and grad only.
+  std::span<const std::byte> peer(std::size_t unit, Role role, int owner) const;
+  /// Sharded parameters of all ranks side by side, read as the full unit where it lies; one-sided transports only.
+  const std::byte* mapped(std::size_t unit) const;
+  /// The range of the flat unit that bytes_of() holds.
+  Range held_range(std::size_t unit, Role role) const;
+  /// The range of the flat unit that this rank steps: that of masters and states. Empty if the unit does not train.
+  Range stepped_range(std::size_t unit) const;
+
   // The same as fp32, for units and roles that are.
 
   /// What this rank holds: shard_numel() elements where the extent is a shard, else numel().
@@ -84,14 +94,6 @@ class ShardStore {
   std::span<float> own(std::size_t unit, Role role) const;
   /// What of `range` of the flat unit this rank holds.
   std::span<float> held_part(std::size_t unit, Role role, Range range) const;
-  /// The range of the flat unit that block() holds.
-  Range held_range(std::size_t unit, Role role) const;
-  /// The range of the flat unit that this rank steps: that of masters and states. Empty if the unit does not train.
-  Range stepped_range(std::size_t unit) const;
-  /// The shard of `owner` where this rank can read it; one-sided transports, param and grad only.
-  std::span<const float> peer(std::size_t unit, Role role, int owner) const;
-  /// Sharded parameters of all ranks side by side, read as the full unit where it lies; one-sided transports only.
-  std::span<float> mapped(std::size_t unit) const;
 
   /// True if sharded gradients come and go: they are held from take_gradient to drop_gradients, and their bytes are
   /// arbitrary at first. Else they are held always.
@@ -116,6 +118,9 @@ class ShardStore {
 
   Block take(std::size_t unit, Role role, Communicator& communicator, MemoryResource& memory) const;
   const Block& at(std::size_t unit, Role role) const;
+  /// Where the shard of `rank` begins in the whole unit, in bytes.
+  std::size_t start_of(std::size_t unit, Role role, int rank) const;
+  std::size_t shard_bytes(std::size_t unit, Role role) const;
   void require_possible(const UnitSpec& unit, const MemoryResource& memory) const;
 
   std::vector<Layout> layouts_;

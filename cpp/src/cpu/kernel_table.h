@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "aliquot/kernels.h"
 
@@ -32,6 +33,23 @@ struct Reduction {
   float* result;
 };
 
+/// Elements of 16 bits, by what the bits mean.
+struct Bf16 {
+  std::uint16_t bits;
+};
+struct Fp16 {
+  std::uint16_t bits;
+};
+
+/// The arrays of one adamw(): `master` is what the table's entry says, or nothing.
+struct AdamWArrays {
+  void* param;
+  void* master;
+  const float* grad;
+  float* exp_avg;
+  float* exp_avg_sq;
+};
+
 /// `count` elements from the pointers on; [begin, end) where a struct holds whole arrays. Functions that return
 /// statistics take at most block_size elements. `past_cache`: with stores that bypass the cache;
 /// reduce_assign_past_cache needs a `result` aligned to 64 bytes and a `begin` that is a multiple of 16.
@@ -43,8 +61,13 @@ struct KernelTable {
   GradStatistics (*reduce_assign)(const Reduction& reduction, std::size_t begin, std::size_t end);
   GradStatistics (*reduce_assign_past_cache)(const Reduction& reduction, std::size_t begin, std::size_t end);
   GradStatistics (*reduce_add)(const Reduction& reduction, std::size_t begin, std::size_t end);
-  void (*adamw)(const AdamWScalars& scalars, float* param, const float* grad, float* exp_avg, float* exp_avg_sq,
-                std::size_t count);
+  using AdamW = void (*)(const AdamWScalars& scalars, const AdamWArrays& arrays, std::size_t count);
+  AdamW adamw;
+  AdamW adamw_bf16;   ///< master: float*
+  AdamW adamw_fp16;   ///< master: float*
+  AdamW adamw_split;  ///< bf16; master: std::uint16_t*, the lower halves
+  using Cast = void (*)(const void* from, void* to, std::size_t count);
+  Cast cast[3][3];  ///< [from][to], by the numbers of DType
 };
 
 extern const KernelTable plain_table;   // the oracle

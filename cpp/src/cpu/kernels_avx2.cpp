@@ -8,7 +8,15 @@
 namespace aliquot::cpu {
 namespace {
 
+struct Halves {
+  __m256i value;
+
+  static Halves load(const std::uint16_t* from) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))}; }
+  void store(std::uint16_t* to) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value); }
+};
+
 struct Floats {
+  using Halves = cpu::Halves;
   __m256 low, high;
 
   static Floats all(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
@@ -39,6 +47,75 @@ Floats operator-(Floats a, Floats b) { return {_mm256_sub_ps(a.low, b.low), _mm2
 Floats operator*(Floats a, Floats b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
 Floats operator/(Floats a, Floats b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
 Floats sqrt(Floats a) { return {_mm256_sqrt_ps(a.low), _mm256_sqrt_ps(a.high)}; }
+
+/// 16 patterns of 32 bits.
+struct Bits {
+  __m256i low, high;
+
+  explicit Bits(Floats floats) : low(_mm256_castps_si256(floats.low)), high(_mm256_castps_si256(floats.high)) {}
+  /// Zeros above.
+  explicit Bits(Halves halves)
+      : low(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(halves.value))),
+        high(_mm256_cvtepu16_epi32(_mm256_extracti128_si256(halves.value, 1))) {}
+  template <typename Change>
+  Bits(const Bits& from, const Change& change) : low(change(from.low)), high(change(from.high)) {}
+  template <typename Change>
+  Bits(const Bits& a, const Bits& b, const Change& change) : low(change(a.low, b.low)), high(change(a.high, b.high)) {}
+
+  Floats floats() const { return {_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)}; }
+  /// Of patterns that are zeros above.
+  Halves halves() const { return {_mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0b11011000)}; }
+};
+
+Floats widened(Bf16, Halves halves) {
+  return Bits(Bits(halves), [](__m256i bits) { return _mm256_slli_epi32(bits, 16); }).floats();
+}
+
+Halves rounded(Bf16, Floats values) {
+  return Bits(Bits(values),
+              [](__m256i bits) {
+                const __m256i upper = _mm256_srli_epi32(bits, 16);
+                const __m256i odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+                const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
+                const __m256i nearest = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+                const __m256i quiet = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+                const __m256 value = _mm256_castsi256_ps(bits);
+                const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+                return _mm256_blendv_epi8(nearest, quiet, is_nan);
+              })
+      .halves();
+}
+
+Floats widened(Fp16, Halves halves) {
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves.value)),
+          _mm256_cvtph_ps(_mm256_extracti128_si256(halves.value, 1))};
+}
+
+Halves rounded(Fp16, Floats values) {
+  return {_mm256_set_m128i(_mm256_cvtps_ph(values.high, _MM_FROUND_TO_NEAREST_INT),
+                           _mm256_cvtps_ph(values.low, _MM_FROUND_TO_NEAREST_INT))};
+}
+
+Floats join(Halves high, Halves low) {
+  return Bits(Bits(high), Bits(low),
+              [](__m256i above, __m256i below) {
+                const __m256i upper = _mm256_sub_epi32(above, _mm256_srli_epi32(below, 15));
+                return _mm256_or_si256(_mm256_slli_epi32(upper, 16), below);
+              })
+      .floats();
+}
+
+struct TwoHalves {
+  Halves high, low;
+};
+
+TwoHalves split(Floats values) {
+  const Bits bits(values);
+  const Bits above(bits,
+                   [](__m256i b) { return _mm256_srli_epi32(_mm256_add_epi32(b, _mm256_set1_epi32(0x8000)), 16); });
+  const Bits below(bits, [](__m256i b) { return _mm256_and_si256(b, _mm256_set1_epi32(0xFFFF)); });
+  return {above.halves(), below.halves()};
+}
 
 struct Squares {
   __m256d sum[4] = {};

@@ -11,7 +11,15 @@ namespace {
 
 __mmask16 first_lanes(std::size_t count) { return static_cast<__mmask16>((1u << count) - 1); }
 
+struct Halves {
+  __m256i value;
+
+  static Halves load(const std::uint16_t* from) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))}; }
+  void store(std::uint16_t* to) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value); }
+};
+
 struct Floats {
+  using Halves = cpu::Halves;
   __m512 value;
 
   static Floats all(float value) { return {_mm512_set1_ps(value)}; }
@@ -30,6 +38,43 @@ Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.value, b.value)};
 Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.value, b.value)}; }
 Floats operator/(Floats a, Floats b) { return {_mm512_div_ps(a.value, b.value)}; }
 Floats sqrt(Floats a) { return {_mm512_sqrt_ps(a.value)}; }
+
+Floats floats_of(__m512i bits) { return {_mm512_castsi512_ps(bits)}; }
+__m512i bits_of(Floats floats) { return _mm512_castps_si512(floats.value); }
+__m512i bits_of(Halves halves) { return _mm512_cvtepu16_epi32(halves.value); }
+Halves lower_halves_of(__m512i bits) { return {_mm512_cvtepi32_epi16(bits)}; }
+
+Floats widened(Bf16, Halves halves) { return floats_of(_mm512_slli_epi32(bits_of(halves), 16)); }
+
+Halves rounded(Bf16, Floats values) {
+  const __m512i bits = bits_of(values);
+  const __m512i upper = _mm512_srli_epi32(bits, 16);
+  const __m512i odd = _mm512_and_epi32(upper, _mm512_set1_epi32(1));
+  const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+  const __m512i nearest = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
+  const __m512i quiet = _mm512_or_epi32(upper, _mm512_set1_epi32(0x40));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(values.value, values.value, _CMP_UNORD_Q);
+  return lower_halves_of(_mm512_mask_mov_epi32(nearest, is_nan, quiet));
+}
+
+Floats widened(Fp16, Halves halves) { return {_mm512_cvtph_ps(halves.value)}; }
+Halves rounded(Fp16, Floats values) { return {_mm512_cvtps_ph(values.value, _MM_FROUND_TO_NEAREST_INT)}; }
+
+Floats join(Halves high, Halves low) {
+  const __m512i below = bits_of(low);
+  const __m512i upper = _mm512_sub_epi32(bits_of(high), _mm512_srli_epi32(below, 15));
+  return floats_of(_mm512_or_epi32(_mm512_slli_epi32(upper, 16), below));
+}
+
+struct TwoHalves {
+  Halves high, low;
+};
+
+TwoHalves split(Floats values) {
+  const __m512i bits = bits_of(values);
+  const __m512i above = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x8000)), 16);
+  return {lower_halves_of(above), lower_halves_of(bits)};
+}
 
 constexpr int nan_or_infinity = 0x01 | 0x80 | 0x08 | 0x10;  // quiet and signaling NaN, +infinity, -infinity
 

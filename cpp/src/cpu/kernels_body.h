@@ -1,6 +1,8 @@
 /// \file
 /// Every kernel, once, over 16 lanes. The file that includes it defines what 16 lanes are on its instruction set:
 ///   Floats   16 fp32 numbers: all, load, store, load_first, store_first, store_past_cache, fence, + - * /, sqrt
+///   Halves   16 patterns of 16 bits: load, store; widened(Bf16 or Fp16, Halves), rounded(Bf16 or Fp16, Floats);
+///            join(high, low) and split(Floats), which are those of split_master.h
 ///   Squares  16 fp64 sums of squares and the count of non-finite numbers seen: add, lanes
 /// Lane i of a block always meets elements i, i + 16, ...; with IEEE arithmetic and no contraction (-ffp-contract=off)
 /// the bits are then the same everywhere. Floats must have internal linkage, and no inline function of the standard
@@ -16,12 +18,27 @@ namespace aliquot::cpu {
 
 inline constexpr std::size_t lane_count = 16;
 
+/// Elements that are neither loaded nor stored as they lie there.
+template <typename T>
+concept Rounded = requires(T element) { element.bits; };
+
 /// 16 elements, `begin` elements into any array.
 template <typename Floats>
 struct Whole {
+  using Halves = typename Floats::Halves;
   std::size_t begin;
   Floats load(const float* array) const { return Floats::load(array + begin); }
   void store(Floats value, float* array) const { value.store(array + begin); }
+  Halves load_bits(const std::uint16_t* array) const { return Halves::load(array + begin); }
+  void store_bits(Halves value, std::uint16_t* array) const { value.store(array + begin); }
+  template <Rounded T>
+  Floats load(const T* array) const {
+    return widened(T{}, load_bits(&array->bits));
+  }
+  template <Rounded T>
+  void store(Floats value, T* array) const {
+    store_bits(rounded(T{}, value), &array->bits);
+  }
 };
 
 /// The same, with stores that bypass the cache; arrays stored to are aligned to 64 bytes.
@@ -33,10 +50,59 @@ struct WholePastCache : Whole<Floats> {
 /// The last 1 to 15 elements; the lanes beyond them are loaded as zeros and not stored.
 template <typename Floats>
 struct Rest {
+  using Halves = typename Floats::Halves;
   std::size_t begin;
   std::size_t count;
   Floats load(const float* array) const { return Floats::load_first(array + begin, count); }
   void store(Floats value, float* array) const { value.store_first(array + begin, count); }
+  Halves load_bits(const std::uint16_t* array) const {
+    std::uint16_t padded[lane_count] = {};
+    for (std::size_t i = 0; i < count; ++i) padded[i] = array[begin + i];
+    return Halves::load(padded);
+  }
+  void store_bits(Halves value, std::uint16_t* array) const {
+    std::uint16_t padded[lane_count];
+    value.store(padded);
+    for (std::size_t i = 0; i < count; ++i) array[begin + i] = padded[i];
+  }
+  template <Rounded T>
+  Floats load(const T* array) const {
+    return widened(T{}, load_bits(&array->bits));
+  }
+  template <Rounded T>
+  void store(Floats value, T* array) const {
+    store_bits(rounded(T{}, value), &array->bits);
+  }
+};
+
+/// The masters of each form: load() gives fp32 values, store() writes them and, where that is another array, the
+/// parameter.
+struct ParamItself {
+  float* param;
+  auto load(auto at) const { return at.load(param); }
+  void store(auto at, auto values) const { at.store(values, param); }
+};
+
+template <typename Param>
+struct BesideParam {
+  Param* param;
+  float* master;
+  auto load(auto at) const { return at.load(master); }
+  void store(auto at, auto values) const {
+    at.store(values, master);
+    at.store(values, param);
+  }
+};
+
+struct InTwoHalves {
+  std::uint16_t* param;
+  std::uint16_t* low;
+  auto load(auto at) const { return join(at.load_bits(param), at.load_bits(low)); }
+  void store(auto at, auto values) const {
+    const auto halves = split(values);
+    at.store_bits(halves.high, param);
+    at.store_bits(halves.low, low);
+  }
 };
 
 template <typename Floats, template <typename> class Each = Whole, typename Body>
@@ -115,8 +181,10 @@ struct Kernels {
     return assign(r, begin, end, [&](auto at) { return at.load(r.result) + scaled_sum(at, r); });
   }
 
-  static void adamw(const AdamWScalars& s, float* param, const float* grad, float* exp_avg, float* exp_avg_sq,
-                    std::size_t count) {
+  template <typename Masters>
+  static void update(const AdamWScalars& s, const Masters& masters, const AdamWArrays& arrays, std::size_t count) {
+    const float* const grad = arrays.grad;
+    float *const exp_avg = arrays.exp_avg, *const exp_avg_sq = arrays.exp_avg_sq;
     const Floats grad_scale = Floats::all(s.grad_scale), decay = Floats::all(s.decay), eps = Floats::all(s.eps);
     const Floats beta2 = Floats::all(s.beta2), one_minus_beta1 = Floats::all(s.one_minus_beta1);
     const Floats one_minus_beta2 = Floats::all(s.one_minus_beta2);
@@ -130,12 +198,45 @@ struct Kernels {
       const Floats denominator = sqrt(v) * inverse_correction2 + eps;
       at.store(m, exp_avg);
       at.store(v, exp_avg_sq);
-      at.store(at.load(param) * decay + minus_step_size * m / denominator, param);
+      masters.store(at, masters.load(at) * decay + minus_step_size * m / denominator);
     });
   }
 
+  static void adamw(const AdamWScalars& s, const AdamWArrays& arrays, std::size_t count) {
+    update(s, ParamItself{static_cast<float*>(arrays.param)}, arrays, count);
+  }
+
+  template <typename Param>
+  static void adamw_beside(const AdamWScalars& s, const AdamWArrays& a, std::size_t count) {
+    update(s, BesideParam<Param>{static_cast<Param*>(a.param), static_cast<float*>(a.master)}, a, count);
+  }
+
+  static void adamw_split(const AdamWScalars& s, const AdamWArrays& a, std::size_t count) {
+    update(s, InTwoHalves{static_cast<std::uint16_t*>(a.param), static_cast<std::uint16_t*>(a.master)}, a, count);
+  }
+
+  template <typename From, typename To>
+  static void cast(const void* from, void* to, std::size_t count) {
+    const auto* const source = static_cast<const From*>(from);
+    auto* const destination = static_cast<To*>(to);
+    for_lanes<Floats>(0, count, [=](auto at) { at.store(at.load(source), destination); });
+  }
+
   static constexpr KernelTable table() {
-    return {copy, copy_past_cache, scale, statistics, reduce_assign, reduce_assign_past_cache, reduce_add, adamw};
+    return {.copy = copy,
+            .copy_past_cache = copy_past_cache,
+            .scale = scale,
+            .statistics = statistics,
+            .reduce_assign = reduce_assign,
+            .reduce_assign_past_cache = reduce_assign_past_cache,
+            .reduce_add = reduce_add,
+            .adamw = adamw,
+            .adamw_bf16 = adamw_beside<Bf16>,
+            .adamw_fp16 = adamw_beside<Fp16>,
+            .adamw_split = adamw_split,
+            .cast = {{cast<float, float>, cast<float, Bf16>, cast<float, Fp16>},
+                     {cast<Bf16, float>, cast<Bf16, Bf16>, cast<Bf16, Fp16>},
+                     {cast<Fp16, float>, cast<Fp16, Bf16>, cast<Fp16, Fp16>}}};
   }
 };
 

@@ -1,13 +1,27 @@
 // The oracle, and the kernels of machines without AVX2: 16 lanes as loops, which any compiler can read.
+#include <bit>
 #include <cmath>
 #include <cstring>
 
+#include "aliquot/split_master.h"
 #include "cpu/kernels_body.h"
 
 namespace aliquot::cpu {
 namespace {
 
+struct Halves {
+  std::uint16_t lane[lane_count];
+
+  static Halves load(const std::uint16_t* from) {
+    Halves result;
+    std::memcpy(result.lane, from, sizeof result.lane);
+    return result;
+  }
+  void store(std::uint16_t* to) const { std::memcpy(to, lane, sizeof lane); }
+};
+
 struct Floats {
+  using Halves = cpu::Halves;
   float lane[lane_count];
 
   static Floats all(float value) {
@@ -52,6 +66,79 @@ Floats operator/(const Floats& a, const Floats& b) {
 }
 Floats sqrt(const Floats& a) {
   return lane_by_lane(a, a, [](float x, float) { return std::sqrt(x); });
+}
+
+float widened(Bf16 element) { return std::bit_cast<float>(std::uint32_t{element.bits} << 16); }
+
+float widened(Fp16 element) {
+  const std::uint32_t sign = (element.bits & 0x8000U) << 16, exponent = element.bits >> 10 & 0x1FU;
+  const std::uint32_t mantissa = element.bits & 0x3FFU;
+  if (exponent == 0) {
+    const float magnitude = static_cast<float>(mantissa) * 0x1p-24F;
+    return sign != 0 ? -magnitude : magnitude;
+  }
+  if (exponent == 31) {
+    const std::uint32_t quiet = mantissa != 0 ? 0x400000U : 0;
+    return std::bit_cast<float>(sign | 0x7F800000U | quiet | mantissa << 13);
+  }
+  return std::bit_cast<float>(sign | (exponent + 127 - 15) << 23 | mantissa << 13);
+}
+
+/// The upper bits, rounded to nearest even by a carry out of the lower `drop`.
+std::uint32_t rounded_shift(std::uint32_t bits, unsigned drop) {
+  const std::uint32_t odd = bits >> drop & 1U;
+  return (bits + (1U << (drop - 1)) - 1 + odd) >> drop;
+}
+
+std::uint16_t rounded(Bf16, float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  return static_cast<std::uint16_t>(std::isnan(value) ? bits >> 16 | 0x40U : rounded_shift(bits, 16));
+}
+
+std::uint16_t rounded(Fp16, float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = bits >> 16 & 0x8000U, magnitude = bits & 0x7FFFFFFFU;
+  const auto with_sign = [sign](std::uint32_t rest) { return static_cast<std::uint16_t>(sign | rest); };
+  if (magnitude > 0x7F800000U) return with_sign(0x7E00U | (magnitude >> 13 & 0x3FFU));
+  if (magnitude >= 0x47800000U) return with_sign(0x7C00U);  // 2^16 and more
+  if (magnitude < 0x38800000U) {                            // less than the smallest normal number, 2^-14
+    return with_sign(static_cast<std::uint32_t>(std::nearbyint(std::bit_cast<float>(magnitude) * 0x1p24F)));
+  }
+  return with_sign(rounded_shift(magnitude - ((127U - 15U) << 23), 13));
+}
+
+template <Rounded T>
+Floats widened(T, const Halves& halves) {
+  Floats result;
+  for (std::size_t i = 0; i < lane_count; ++i) result.lane[i] = widened(T{halves.lane[i]});
+  return result;
+}
+
+template <Rounded T>
+Halves rounded(T element, const Floats& values) {
+  Halves result;
+  for (std::size_t i = 0; i < lane_count; ++i) result.lane[i] = rounded(element, values.lane[i]);
+  return result;
+}
+
+Floats join(const Halves& high, const Halves& low) {
+  Floats result;
+  for (std::size_t i = 0; i < lane_count; ++i) result.lane[i] = join_master({high.lane[i], low.lane[i]});
+  return result;
+}
+
+struct TwoHalves {
+  Halves high, low;
+};
+
+TwoHalves split(const Floats& values) {
+  TwoHalves result;
+  for (std::size_t i = 0; i < lane_count; ++i) {
+    const SplitMaster halves = split_master(values.lane[i]);
+    result.high.lane[i] = halves.high;
+    result.low.lane[i] = halves.low;
+  }
+  return result;
 }
 
 struct Squares {
