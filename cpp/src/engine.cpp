@@ -109,6 +109,7 @@ void Engine::spread(Role role, Stream stream) {
 void Engine::set_groups(Grouping grouping) {
   if (on_cpu(memory_)) {
     optimizer_ = std::make_unique<AdamW>(store_, std::move(grouping));
+    loss_scale_ = {};
   } else {
     optimizer_ = std::make_unique<DeviceAdamW>(store_, communicator_, memory_.device(), grouping);
   }
@@ -142,8 +143,10 @@ StepResult Engine::step_on_host(std::span<const AdamWGroup> groups, std::optiona
   const GradientReport report = gradient_report();
   const bool skipped = report.non_finite > 0;
   counts_.add(skipped);
+  if (skipped) loss_scale_.overflow = 1;
   const float clip = max_norm ? clip_factor(report.norm, *max_norm) : 1.0F;
-  if (!skipped) std::get<std::unique_ptr<AdamW>>(optimizer_)->step(groups, report.present, clip);
+  const float grad_scale = clip / loss_scale_.scale;
+  if (!skipped) std::get<std::unique_ptr<AdamW>>(optimizer_)->step(groups, report.present, grad_scale);
   return {report.norm, skipped, report.first_bad, counts_};
 }
 
@@ -152,9 +155,39 @@ const void* Engine::device_state() const {
   return optimizer == nullptr ? nullptr : (*optimizer)->state();
 }
 
+void Engine::set_loss_scale(const LossScale& scale, Stream stream) {
+  loss_scale_ = scale;
+  if (auto* there = device_loss_scale()) copy_async(there, &scale, sizeof scale, stream);
+}
+
+void Engine::update_loss_scale(const ScaleRule& rule, Stream stream) {
+  if (auto* there = device_loss_scale()) {
+    const DeviceGuard guard(memory_.device());
+    cuda::update_loss_scale(there, rule, stream);
+  } else {
+    loss_scale_ = loss_scale_.updated(rule);
+  }
+}
+
+LossScale Engine::loss_scale(Stream stream) const {
+  LossScale scale = loss_scale_;
+  if (const LossScale* there = device_loss_scale()) {
+    copy_async(&scale, there, sizeof scale, stream);
+    synchronize(stream);
+  }
+  return scale;
+}
+
+LossScale* Engine::device_loss_scale() const {
+  const auto* optimizer = std::get_if<std::unique_ptr<DeviceAdamW>>(&optimizer_);
+  return optimizer == nullptr || *optimizer == nullptr ? nullptr : (*optimizer)->loss_scale();
+}
+
 GradientReport Engine::gradient_report(Stream stream) {
-  return with(reducer_,
-              [&](auto& reducer) { return exchange_gradient_report(store_, reducer, communicator_, stream); });
+  GradientReport report =
+      with(reducer_, [&](auto& reducer) { return exchange_gradient_report(store_, reducer, communicator_, stream); });
+  report.norm /= loss_scale(stream).scale;
+  return report;
 }
 
 void Engine::scale_gradients(float factor, Stream stream) {

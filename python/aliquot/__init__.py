@@ -16,6 +16,7 @@ from aliquot.control import no_sync, reset_step
 from aliquot.optim import AdamW, clip_grad_norm_
 from aliquot.precision import Precision
 from aliquot.profile import Profile, Times, profile
+from aliquot.scaler import GradScaler
 from aliquot.shard import shard
 from aliquot.stats import Stats, stats
 from aliquot.values import full_state_dict, gathered, load_full_state_dict
@@ -27,6 +28,7 @@ __all__ = [
     "CommunicatorError",
     "DeviceError",
     "Error",
+    "GradScaler",
     "InvalidArgument",
     "OutOfMemory",
     "PeerLost",

@@ -92,7 +92,7 @@ class Place:
 
     @property
     def _gradient_dtype(self) -> torch.dtype:
-        bf16 = self.unit.dtype == torch.bfloat16 and self.model.precision.gradients == "bf16"
+        bf16 = self.unit.dtype != torch.float32 and self.model.precision.gradients == "bf16"
         return torch.bfloat16 if bf16 else torch.float32
 
     def set_gradient(self, value: torch.Tensor | None) -> None:

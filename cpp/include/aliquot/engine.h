@@ -14,6 +14,7 @@
 
 #include "aliquot/communicator.h"
 #include "aliquot/gatherer.h"
+#include "aliquot/loss_scale.h"
 #include "aliquot/memory_resource.h"
 #include "aliquot/optimizer.h"
 #include "aliquot/reducer.h"
@@ -33,7 +34,7 @@ struct EngineOptions {
 
 /// The gradients of all ranks since the last clear_gradients(), the same on every rank.
 struct GradientReport {
-  double norm = 0;               ///< Euclidean, over all parameters
+  double norm = 0;               ///< Euclidean, over all parameters, without the loss scale
   std::uint64_t non_finite = 0;  ///< elements that are NaN or infinite
   std::string first_bad;         ///< the first parameter that holds one; empty if none does
   Presence present;
@@ -105,6 +106,15 @@ class Engine {
   StepResult step(std::span<const AdamWGroup> groups, std::optional<double> max_norm, Stream stream = {});
   /// Which group each parameter is in.
   void set_groups(Grouping grouping);
+  /// What the loss was multiplied with, and so the gradients since the last clear: norms, clipping and updates are of
+  /// what they are without it. 1 from set_groups() on. A step that is skipped leaves `overflow`.
+  void set_loss_scale(const LossScale& scale, Stream stream = {});
+  /// Moves it on, by the steps since the last time. On a device the host does not wait.
+  void update_loss_scale(const ScaleRule& rule, Stream stream = {});
+  /// On a device the host waits.
+  LossScale loss_scale(Stream stream = {}) const;
+  /// Where it is on the device, as `stream` finds it; null on CPUs.
+  LossScale* device_loss_scale() const;
   /// The scalars of the last step, where `stream` has come to its end (cuda::StepState); null on CPUs.
   const void* device_state() const;
   /// Every rank calls it. The host waits.
@@ -158,7 +168,8 @@ class Engine {
   std::vector<bool> held_;
   Timeline* timeline_ = nullptr;
   double step_seconds_ = 0;
-  StepCounts counts_;  ///< on CPUs
+  StepCounts counts_;     ///< on CPUs, as is
+  LossScale loss_scale_;  ///< this
 };
 
 }  // namespace aliquot
