@@ -14,6 +14,7 @@ struct Arguments {
   const int* group_of_param;
   std::int64_t* steps_of_param;
   double max_norm;
+  LossScale* loss_scale;
   StepState* state;
   ParamScalars* scalars;
 
@@ -65,16 +66,18 @@ __device__ float clip(double norm, double max_norm) {
 
 __device__ void write_state(const Arguments& a, const Sums& sums) {
   StepState& state = *a.state;
-  const double norm = sqrt(sums.square_sum);
+  const float scale = a.loss_scale->scale;
+  const double norm = sqrt(sums.square_sum) / scale;
   state.skip = sums.non_finite != 0 ? 1 : 0;
   state.norm = state.skip != 0 ? nan("") : norm;
-  state.grad_scale = clip(norm, a.max_norm);
+  state.grad_scale = clip(norm, a.max_norm) / scale;
   state.non_finite = sums.non_finite;
   if (state.skip == 0) {
     ++state.steps;
     state.skipped_in_a_row = 0;
     return;
   }
+  a.loss_scale->overflow = 1;
   ++state.skipped;
   ++state.skipped_in_a_row;
   const std::size_t ranks = a.shape.world_size;
@@ -118,10 +121,10 @@ __global__ void finish_report_kernel(Arguments a) {
 }  // namespace
 
 void finish_report(const ReportShape& shape, const std::byte* reports, const AdamWGroup* groups,
-                   const int* group_of_param, std::int64_t* steps_of_param, double max_norm, StepState* state,
-                   ParamScalars* scalars, Stream stream) {
+                   const int* group_of_param, std::int64_t* steps_of_param, double max_norm, LossScale* loss_scale,
+                   StepState* state, ParamScalars* scalars, Stream stream) {
   finish_report_kernel<<<1, threads, 0, native(stream)>>>(
-      {shape, reports, groups, group_of_param, steps_of_param, max_norm, state, scalars});
+      {shape, reports, groups, group_of_param, steps_of_param, max_norm, loss_scale, state, scalars});
   check(cudaGetLastError(), "launch finish_report");
 }
 

@@ -36,6 +36,7 @@ DeviceAdamW::DeviceAdamW(ShardStore& store, Communicator& communicator, MemoryRe
   scalars_ = Buffer(memory_, shape_.params * sizeof(cuda::ParamScalars));
   reports_ = Buffer(memory_, shape_.bytes() * static_cast<std::size_t>(shape_.world_size));
   state_ = Buffer(memory_, sizeof(cuda::StepState));
+  loss_scale_ = to_device(std::vector{LossScale{}}, memory_);
   received_ = HostRing(device_, sizeof(cuda::StepState), under_way);
   make_room_for_groups();
 }
@@ -85,7 +86,7 @@ StepResult DeviceAdamW::step(DeviceReducer& reducer, std::span<const AdamWGroup>
   communicator_.all_gather({"step", ""}, reducer.report(stream), reports_.data(), stream);
   cuda::finish_report(shape_, reports_.data(), reinterpret_cast<const AdamWGroup*>(groups_.data()),
                       reinterpret_cast<const int*>(group_of_param_.data()),
-                      reinterpret_cast<std::int64_t*>(steps_of_param_.data()), max_norm.value_or(0),
+                      reinterpret_cast<std::int64_t*>(steps_of_param_.data()), max_norm.value_or(0), loss_scale(),
                       reinterpret_cast<cuda::StepState*>(state_.data()),
                       reinterpret_cast<cuda::ParamScalars*>(scalars_.data()), stream);
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {

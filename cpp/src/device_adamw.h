@@ -37,6 +37,8 @@ class DeviceAdamW {
   void profile(Timeline* timeline) { timeline_ = timeline; }
   /// The scalars of the last step given to a stream, on the device.
   const cuda::StepState* state() const { return reinterpret_cast<const cuda::StepState*>(state_.data()); }
+  /// What the gradients are multiples of, on the device; 1 at first.
+  LossScale* loss_scale() const { return reinterpret_cast<LossScale*>(loss_scale_.data()); }
   /// The host waits for the last step.
   StepCounts counts() const;
 
@@ -67,6 +69,7 @@ class DeviceAdamW {
   Buffer scalars_;
   Buffer reports_;
   Buffer state_;
+  Buffer loss_scale_;
   HostRing sent_;      ///< groups on their way to the device
   HostRing received_;  ///< states on their way from it
   Timeline* timeline_ = nullptr;

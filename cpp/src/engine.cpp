@@ -113,6 +113,7 @@ void Engine::set_groups(Grouping grouping) {
   optimizer_ = {};  // before its states
   if (on_cpu(memory_)) {
     optimizer_ = std::make_unique<AdamW>(store_, memory_, std::move(grouping));
+    loss_scale_ = {};
   } else {
     optimizer_ = std::make_unique<DeviceAdamW>(store_, communicator_, *more_, grouping);
   }
@@ -160,12 +161,20 @@ void Engine::end_graphs(Stream stream) {
 StepResult Engine::begin_update(std::optional<double> max_norm, Stream stream) {
   end_graphs(stream);
   GradientReport report = gradient_report(stream);
+  present_ = std::move(report.present);
+  return judge(report, max_norm, stream);
+}
+
+StepResult Engine::judge(const GradientReport& report, std::optional<double> max_norm, Stream stream) {
   const bool skipped = report.non_finite > 0;
   counts_.add(skipped);
+  LossScale scale = loss_scale(stream);
+  if (skipped) {
+    scale.overflow = 1;
+    set_loss_scale(scale, stream);
+  }
   const float clip = max_norm ? clip_factor(report.norm, *max_norm) : 1.0F;
-  if (!skipped && clip < 1) scale_gradients(clip, stream);
-  present_ = std::move(report.present);
-  return {report.norm, skipped, report.first_bad, counts_};
+  return {report.norm, skipped, report.first_bad, counts_, clip / scale.scale};
 }
 
 void Engine::end_update(Stream stream) {
@@ -217,11 +226,11 @@ StepResult Engine::step(std::span<const AdamWGroup> groups, std::optional<double
 
 StepResult Engine::step_on_host(std::span<const AdamWGroup> groups, std::optional<double> max_norm) {
   const GradientReport report = gradient_report();
-  const bool skipped = report.non_finite > 0;
-  counts_.add(skipped);
-  const float clip = max_norm ? clip_factor(report.norm, *max_norm) : 1.0F;
-  if (!skipped) std::get<std::unique_ptr<AdamW>>(optimizer_)->step(groups, report.present, clip);
-  return {report.norm, skipped, report.first_bad, counts_};
+  StepResult result = judge(report, max_norm, {});
+  if (!result.skipped) {
+    std::get<std::unique_ptr<AdamW>>(optimizer_)->step(groups, report.present, result.grad_scale);
+  }
+  return result;
 }
 
 const void* Engine::device_state() const {
@@ -229,9 +238,39 @@ const void* Engine::device_state() const {
   return optimizer == nullptr ? nullptr : (*optimizer)->state();
 }
 
+void Engine::set_loss_scale(const LossScale& scale, Stream stream) {
+  loss_scale_ = scale;
+  if (auto* there = device_loss_scale()) copy_async(there, &scale, sizeof scale, stream);
+}
+
+void Engine::update_loss_scale(const ScaleRule& rule, Stream stream) {
+  if (auto* there = device_loss_scale()) {
+    const DeviceGuard guard(memory_.device());
+    cuda::update_loss_scale(there, rule, stream);
+  } else {
+    loss_scale_ = loss_scale_.updated(rule);
+  }
+}
+
+LossScale Engine::loss_scale(Stream stream) const {
+  LossScale scale = loss_scale_;
+  if (const LossScale* there = device_loss_scale()) {
+    copy_async(&scale, there, sizeof scale, stream);
+    synchronize(stream);
+  }
+  return scale;
+}
+
+LossScale* Engine::device_loss_scale() const {
+  const auto* optimizer = std::get_if<std::unique_ptr<DeviceAdamW>>(&optimizer_);
+  return optimizer == nullptr || *optimizer == nullptr ? nullptr : (*optimizer)->loss_scale();
+}
+
 GradientReport Engine::gradient_report(Stream stream) {
-  return with(reducer_,
-              [&](auto& reducer) { return exchange_gradient_report(store_, reducer, communicator_, stream); });
+  GradientReport report =
+      with(reducer_, [&](auto& reducer) { return exchange_gradient_report(store_, reducer, communicator_, stream); });
+  report.norm /= loss_scale(stream).scale;
+  return report;
 }
 
 void Engine::scale_gradients(float factor, Stream stream) {

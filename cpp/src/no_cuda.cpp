@@ -72,9 +72,10 @@ void pull_and_reduce(std::span<const void* const>, DType, float, void*, DType, s
 }
 void grad_statistics(const void*, DType, std::size_t, DeviceStatistics*, void*, Stream) { refuse("grad_statistics"); }
 void finish_report(const ReportShape&, const std::byte*, const AdamWGroup*, const int*, std::int64_t*, double,
-                   StepState*, ParamScalars*, Stream) {
+                   LossScale*, StepState*, ParamScalars*, Stream) {
   refuse("finish_report");
 }
+void update_loss_scale(LossScale*, const ScaleRule&, Stream) { refuse("update_loss_scale"); }
 void adamw(const AdamWArrays&, const Chunk*, std::size_t, const ParamScalars*, const StepState*, Stream) {
   refuse("adamw");
 }

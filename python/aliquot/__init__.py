@@ -18,6 +18,7 @@ from aliquot.muon import Muon
 from aliquot.optim import AdamW, clip_grad_norm_
 from aliquot.precision import Precision
 from aliquot.profile import Profile, Times, profile
+from aliquot.scaler import GradScaler
 from aliquot.shard import shard
 from aliquot.stats import Stats, stats
 from aliquot.torch_optimizer import TorchOptimizer
@@ -31,6 +32,7 @@ __all__ = [
     "CommunicatorError",
     "DeviceError",
     "Error",
+    "GradScaler",
     "InvalidArgument",
     "Muon",
     "OutOfMemory",

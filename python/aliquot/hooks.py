@@ -15,6 +15,7 @@ from torch import nn
 from torch.autograd import Variable
 
 from aliquot._core import Error
+from aliquot.casts import to_dtype
 from aliquot.passes import Passes
 from aliquot.sharded import ShardedModel
 from aliquot.tensors import is_opaque, map_tensors
@@ -96,7 +97,7 @@ class _ModuleHooks(_Unpicklable):
         self.arrivals = _Arrivals(passes, units)
         self.checking: list[bool] = []
         """For each call under way: whether what it saves is checked when it is used."""
-        self.casts = passes.model.precision.casts_inputs if module is passes.model.root else None
+        self.casts = passes.model.input_dtype(module)
 
     def pre_forward(self, _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         with self.passes.forward_clock:
@@ -109,7 +110,7 @@ class _ModuleHooks(_Unpicklable):
     def _open(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         self.passes.enter_forward(self.module)
         if self.casts is not None:
-            args, kwargs = map_tensors(_cast_to(self.casts), (args, kwargs))
+            args, kwargs = map_tensors(to_dtype(self.casts), (args, kwargs))
         for unit in self.units:
             self.passes.gather(unit)
         self.checking.append(self.passes.model.engine.uses_slots and _check_saved_tensors())
@@ -218,10 +219,6 @@ def _check_saved_tensors() -> bool:
 
     torch._C._autograd._push_saved_tensors_default_hooks(pack, checked)
     return True
-
-
-def _cast_to(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _when_all_have_gradients(tensors: list[torch.Tensor], call: Callable[[torch.Tensor], None]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import nn
 
 from aliquot._core import InvalidArgument
 
@@ -35,6 +36,12 @@ class Precision:
     """What the gradients of 16-bit parameters are kept in, once summed in fp32. bf16, on GPUs, takes half the memory,
     and rounds the sum of each micro-step."""
 
+    keep_fp32: tuple[type[nn.Module] | nn.Module, ...] = ()
+    """Module classes, or modules of the model, whose parameters and buffers are fp32 and that compute in it, with all
+    that is in them. What goes in is cast to fp32, and what comes out to `params`, or to the dtype of what went in."""
+    casts_inputs: bool = True
+    """Whether floating-point inputs of the model, and of modules that are units, are cast to `params`."""
+
     def __post_init__(self) -> None:
         _require("params", self.params, (None, *TRAINED))
         _require("master", self.master, (None, "split", "fp32"))
@@ -49,9 +56,9 @@ class Precision:
             raise InvalidArgument('only bf16 is the upper half of fp32: fp16 takes Precision(master="fp32"), or None')
         return fp16 or self.master == "fp32"
 
-    def dtype_of(self, name: str, param: torch.Tensor) -> torch.dtype:
-        """What `param` is trained in."""
-        wanted = self.casts_inputs or param.dtype
+    def dtype_of(self, name: str, param: torch.Tensor, kept: bool = False) -> torch.dtype:
+        """What `param` is trained in; `kept`: it is in a module of `keep_fp32`."""
+        wanted = torch.float32 if kept else self.computes_in or param.dtype
         if not param.is_floating_point() or wanted not in TRAINED.values():
             raise InvalidArgument(
                 f"{name} is {param.dtype}; this version trains fp32, bf16 and fp16: convert it, or pass "
@@ -60,9 +67,27 @@ class Precision:
         return wanted
 
     @property
-    def casts_inputs(self) -> torch.dtype | None:
-        """What the root casts floating-point inputs to."""
+    def computes_in(self) -> torch.dtype | None:
+        """The dtype of all parameters but those that are kept; None: each has its own."""
         return None if self.params is None else TRAINED[self.params]
+
+    def kept_in(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The outermost modules that are kept in fp32."""
+        pending = [model]
+        while pending:
+            module = pending.pop()
+            if any(isinstance(module, kept) if isinstance(kept, type) else module is kept for kept in self.keep_fp32):
+                yield module
+            else:
+                pending += module.children()
+
+    def require_there(self, model: nn.Module) -> None:
+        """Refuses to keep what the model doesn't have."""
+        inside = list(model.modules())
+        for kept in self.keep_fp32:
+            there = any(isinstance(m, kept) if isinstance(kept, type) else m is kept for m in inside)
+            if not there:
+                raise InvalidArgument(f"Precision: keep_fp32 holds {kept!r:.200}, which is not in the model")
 
 
 def _require(field: str, value: str | None, choices: Iterable[str | None]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from aliquot import _core, gpu
 from aliquot._core import InvalidArgument
 from aliquot.agreement import require_agreement
+from aliquot.casts import keep
 from aliquot.hooks import install
 from aliquot.materialize import initial_values
 from aliquot.precision import NAMES, Precision, precision_of
@@ -46,6 +47,7 @@ def shard(
     """
     _check(model, stage)
     chosen = precision_of(precision)
+    chosen.require_there(model)
     world = init()
     plan = plan_units(model, units, chosen)
     require_agreement(world.communicator, _description(plan, stage))
@@ -61,6 +63,7 @@ def shard(
     _fill(sharded, values)
     _broadcast_buffers(sharded)
     remember(sharded)
+    keep(model, chosen)
     sharded.passes = install(sharded)
     return model
 

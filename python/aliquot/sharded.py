@@ -55,6 +55,11 @@ class ShardedModel:
             param.__dict__["_aliquot"] = place
             param.__class__ = ShardedParameter
 
+    def input_dtype(self, module: nn.Module) -> torch.dtype | None:
+        """What a hooked module casts floating-point inputs to; None: it does not, or was told not to."""
+        kept = any(module in outer.modules() for outer in self.precision.kept_in(self.root))
+        return None if kept or not self.precision.casts_inputs else self.precision.computes_in
+
     def note_change(self) -> None:
         """The parameters have other values now: graphs that saved them must not be walked any more."""
         self.passes.autograd.note_change(param for unit in self.units for param in unit.params)
@@ -67,7 +72,7 @@ class ShardedModel:
 
     def gradient_dtype(self, unit: Unit) -> torch.dtype:
         """Of the unit's gradients in the store."""
-        bf16 = unit.dtype == torch.bfloat16 and self.precision.gradients == "bf16"
+        bf16 = unit.dtype != torch.float32 and self.precision.gradients == "bf16"
         return torch.bfloat16 if bf16 else torch.float32
 
     def view(self, address: int, place: Place) -> torch.Tensor:

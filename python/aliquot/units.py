@@ -45,6 +45,7 @@ def plan_units(model: nn.Module, units: Units, precision: Precision) -> Plan:
     modules = _automatic(model) if units is None else _chosen(model, units)
     unit_of = dict(_innermost_units(model, set(modules) | {model}))
     names = {module: name for name, module in model.named_modules()}
+    kept = {param for module in precision.kept_in(model) for param in module.parameters()}
     members: dict[nn.Module, list[tuple[str, nn.Parameter]]] = {}
     owner: dict[nn.Parameter, nn.Module] = {}
     for name, param in model.named_parameters():
@@ -53,18 +54,23 @@ def plan_units(model: nn.Module, units: Units, precision: Precision) -> Plan:
     plan = Plan()
     for module, params in members.items():
         encloses = any(other is not module and unit_of[other] is not module for other in module.modules())
-        plan.needs[module] = _groups(names[module] or "root", params, precision, encloses)
+        plan.needs[module] = _groups(names[module] or "root", params, precision, kept, encloses)
         plan.groups += plan.needs[module]
     _share(model, unit_of, plan)
     return plan
 
 
 def _groups(
-    name: str, params: list[tuple[str, nn.Parameter]], precision: Precision, encloses_units: bool
+    name: str,
+    params: list[tuple[str, nn.Parameter]],
+    precision: Precision,
+    kept: set[nn.Parameter],
+    encloses_units: bool,
 ) -> list[Group]:
     alike: dict[tuple[bool, torch.dtype], list[tuple[str, nn.Parameter]]] = {}
     for param_name, param in params:
-        alike.setdefault((param.requires_grad, precision.dtype_of(param_name, param)), []).append((param_name, param))
+        dtype = precision.dtype_of(param_name, param, param in kept)
+        alike.setdefault((param.requires_grad, dtype), []).append((param_name, param))
     dtypes = {dtype for _, dtype in alike}
     groups = []
     for (trainable, dtype), chosen in sorted(alike.items(), key=lambda item: not item[0][0]):

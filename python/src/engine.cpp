@@ -120,8 +120,22 @@ void register_values(py::module_& module) {
       .def_readonly("grad_norm", &StepResult::grad_norm)
       .def_readonly("skipped", &StepResult::skipped)
       .def_readonly("first_bad", &StepResult::first_bad)
+      .def_readonly("grad_scale", &StepResult::grad_scale)
       .def_property_readonly("steps_skipped", [](const StepResult& self) { return self.counts.skipped; })
       .def_property_readonly("skipped_in_a_row", [](const StepResult& self) { return self.counts.skipped_in_a_row; });
+  py::class_<LossScale>(module, "LossScale")
+      .def(py::init([](float scale, std::int32_t growth_tracker, bool overflow) {
+             return LossScale{scale, growth_tracker, overflow ? 1U : 0U};
+           }),
+           py::arg("scale"), py::arg("growth_tracker") = 0, py::arg("overflow") = false)
+      .def_readonly("scale", &LossScale::scale)
+      .def_readonly("growth_tracker", &LossScale::growth_tracker)
+      .def("updated", &LossScale::updated, py::arg("rule"));
+  py::class_<ScaleRule>(module, "ScaleRule")
+      .def(py::init([](double growth_factor, double backoff_factor, std::int64_t growth_interval) {
+             return ScaleRule{growth_factor, backoff_factor, growth_interval};
+           }),
+           py::arg("growth_factor"), py::arg("backoff_factor"), py::arg("growth_interval"));
   py::class_<GradientReport>(module, "GradientReport")
       .def_readonly("norm", &GradientReport::norm)
       .def_readonly("non_finite", &GradientReport::non_finite)
@@ -201,6 +215,19 @@ void register_engine(py::module_& module) {
           "device_state", [](const Engine& self) { return address_of(self.device_state()); },
           "Where the last step's norm (fp64) lies on the device, and behind it the clip factor (fp32) and whether the "
           "step was skipped (uint32); 0 on CPUs.")
+      .def(
+          "set_loss_scale",
+          [](Engine& self, const LossScale& scale, Address stream) { self.set_loss_scale(scale, stream_at(stream)); },
+          released)
+      .def(
+          "update_loss_scale",
+          [](Engine& self, const ScaleRule& rule, Address stream) { self.update_loss_scale(rule, stream_at(stream)); },
+          released)
+      .def(
+          "loss_scale", [](const Engine& self, Address stream) { return self.loss_scale(stream_at(stream)); }, released)
+      .def(
+          "device_loss_scale", [](const Engine& self) { return address_of(self.device_loss_scale()); },
+          "Where the loss scale (fp32) lies on the device; 0 on CPUs.")
       .def(
           "gradient_report", [](Engine& self, Address stream) { return self.gradient_report(stream_at(stream)); },
           released)

@@ -73,14 +73,24 @@ class Steps {
   Steps(ReportShape shape, const std::vector<int>& group_of_param, Stream stream)
       : shape_(shape), stream_(stream), groups_(groups, stream), group_of_param_(group_of_param, stream),
         steps_(std::vector<std::int64_t>(shape.params), stream), state_(one_of(StepState{}, stream)),
+        loss_scale_(one_of(LossScale{}, stream)),
         scalars_(std::vector<ParamScalars>(shape.params, ParamScalars{.stepped = 7}), stream) {}
 
   void step(const Reports& reports, double max_norm) {
     const DeviceArray<std::byte> there(reports.bytes(), stream_);
     cuda::finish_report(shape_, there.data(), groups_.data(), group_of_param_.data(), steps_.data(), max_norm,
-                        state_.data(), scalars_.data(), stream_);
+                        loss_scale_.data(), state_.data(), scalars_.data(), stream_);
     synchronize(stream_);
   }
+  void set_loss_scale(const LossScale& scale) {
+    copy_async(loss_scale_.data(), &scale, sizeof scale, stream_);
+    synchronize(stream_);
+  }
+  void update_loss_scale(const ScaleRule& rule) {
+    cuda::update_loss_scale(loss_scale_.data(), rule, stream_);
+    synchronize(stream_);
+  }
+  LossScale loss_scale() const { return loss_scale_.values()[0]; }
   StepState state() const { return state_.values()[0]; }
   std::vector<ParamScalars> scalars() const { return scalars_.values(); }
   std::vector<std::int64_t> counts() const { return steps_.values(); }
@@ -92,6 +102,7 @@ class Steps {
   DeviceArray<int> group_of_param_;
   DeviceArray<std::int64_t> steps_;
   DeviceArray<StepState> state_;
+  DeviceArray<LossScale> loss_scale_;
   DeviceArray<ParamScalars> scalars_;
 };
 
@@ -181,6 +192,40 @@ TEST_F(CudaFinishReport, SkipsAStepWithABadGradientAndSaysWhere) {
   EXPECT_EQ(state.skipped, 2U);
   EXPECT_EQ(state.skipped_in_a_row, 0U);
   EXPECT_EQ(steps.counts(), std::vector<std::int64_t>(shape.params, 2));
+}
+
+TEST_F(CudaFinishReport, TakesTheLossScaleOutOfNormAndGradients) {
+  const ReportShape shape = shapes()[1];
+  Reports reports(shape);
+  Steps steps(shape, std::vector<int>(shape.params), stream());
+  for (const float scale : {65536.0F, 3.0F}) {
+    steps.set_loss_scale({scale});
+    const double norm = reports.norm() / scale;
+    steps.step(reports, 0);
+    EXPECT_EQ(steps.state().norm, norm);
+    EXPECT_EQ(steps.state().grad_scale, 1 / scale);
+    steps.step(reports, 0.5 * norm);
+    EXPECT_EQ(steps.state().grad_scale, clip_factor(norm, 0.5 * norm) / scale);
+  }
+}
+
+TEST_F(CudaFinishReport, MovesTheLossScaleAsTheHostDoes) {
+  const ReportShape shape = shapes().front();
+  Reports good(shape), bad(shape);
+  bad.set(0, 0, {1, 1, 0});
+  const ScaleRule rule{.growth_factor = 1.7, .backoff_factor = 0.3, .growth_interval = 3};
+  Steps steps(shape, std::vector<int>(shape.params), stream());
+  LossScale expected{1e30F};
+  steps.set_loss_scale(expected);
+  for (int step = 0; step < 300; ++step) {
+    const bool overflows = step % 7 == 3 && step % 100 < 50;
+    steps.step(overflows ? bad : good, 0);
+    expected.overflow = overflows ? 1 : 0;
+    EXPECT_EQ(steps.loss_scale(), expected);
+    steps.update_loss_scale(rule);
+    expected = expected.updated(rule);
+    ASSERT_EQ(steps.loss_scale(), expected) << "step " << step;
+  }
 }
 
 TEST_F(CudaFinishReport, TakesAModelWithoutAnythingToTrain) {

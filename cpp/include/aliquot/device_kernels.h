@@ -13,6 +13,7 @@
 #include "aliquot/device.h"
 #include "aliquot/dtype.h"
 #include "aliquot/kernels.h"
+#include "aliquot/loss_scale.h"
 #include "aliquot/optimizer.h"
 #include "aliquot/partition.h"
 
@@ -94,8 +95,8 @@ struct alignas(16) ParamScalars {
 
 /// What came out of the ranks' reports. On the device; zeroed before the first step.
 struct StepState {
-  double norm = 0;               ///< before clipping; NaN if a gradient is not finite
-  float grad_scale = 1;          ///< the clip factor
+  double norm = 0;               ///< of the unscaled gradients, before clipping; NaN if one is not finite
+  float grad_scale = 1;          ///< the clip factor over the loss scale
   std::uint32_t skip = 0;        ///< 1: a gradient was not finite, nothing is stepped
   std::uint64_t non_finite = 0;  ///< elements, over all ranks
   std::uint64_t steps = 0;       ///< that were not skipped
@@ -113,10 +114,14 @@ struct StepState {
 /// \param group_of_param  shape.params of them; no_group: never stepped
 /// \param steps_of_param  shape.params counters, zeroed before the first step
 /// \param max_norm        what gradients are clipped to, as clip_factor() has it; not positive: unclipped
+/// \param loss_scale      what the gradients are multiples of; its `overflow` is set if the step is skipped
 /// \param scalars         shape.params of them, written
 void finish_report(const ReportShape& shape, const std::byte* reports, const AdamWGroup* groups,
-                   const int* group_of_param, std::int64_t* steps_of_param, double max_norm, StepState* state,
-                   ParamScalars* scalars, Stream stream);
+                   const int* group_of_param, std::int64_t* steps_of_param, double max_norm, LossScale* loss_scale,
+                   StepState* state, ParamScalars* scalars, Stream stream);
+
+/// *scale = scale->updated(rule)
+void update_loss_scale(LossScale* scale, const ScaleRule& rule, Stream stream);
 
 /// A piece of one parameter: what one block of threads steps.
 struct Chunk {

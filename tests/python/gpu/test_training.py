@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import aliquot
 import pytest
 import torch
+from aliquot._core import LossScale, ScaleRule
+from aliquot.precision import NAMES
 from cases import CASES, language, plain
 from models import Chain, LanguageModel
 from ranks import NCCL_POISONED, PEER, PEER_POISONED, Transport, run_ranks
@@ -108,13 +110,17 @@ def test_a_bad_gradient_skips_the_step_on_all_ranks(stage: int, transport: Trans
     run_ranks(2, non_finite, stage, transport=transport, timeout=60.0)
 
 
-def train_bf16(rank: int, stage: int, master: str) -> dict[str, Tensor]:
+HALVES = (
+    aliquot.Precision("bf16"),
+    aliquot.Precision("bf16", master="fp32"),
+    aliquot.Precision("fp16"),
+    aliquot.Precision("fp16", gradients="bf16"),
+)
+
+
+def train_half(rank: int, stage: int, precision: aliquot.Precision) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    model = aliquot.shard(
-        LanguageModel(),
-        stage=stage,
-        precision=aliquot.Precision("bf16", master=master),  # type: ignore[arg-type]
-    )
+    model = aliquot.shard(LanguageModel(), stage=stage, precision=precision)
     optimizer = aliquot.AdamW(model, lr=3e-3, max_grad_norm=1.0)
     losses = []
     for step in range(30):
@@ -122,17 +128,47 @@ def train_bf16(rank: int, stage: int, master: str) -> dict[str, Tensor]:
         losses.append(language(model, Turn(rank, step)))
         optimizer.step()
     state = aliquot.full_state_dict(model, all_ranks=True)
-    assert {value.dtype for value in state.values()} == {torch.bfloat16}
+    assert {NAMES[value.dtype] for value in state.values()} == {precision.params}
     return {"losses": torch.stack(losses).float().cpu(), **state}
 
 
-@pytest.mark.parametrize("master", ["split", "fp32"])
-def test_bf16_stages_give_the_same_bits(master: str, transport: Transport) -> None:
-    expected = run_ranks(2, train_bf16, 0, master, transport=transport, timeout=60.0)
+@pytest.mark.parametrize("precision", HALVES, ids=str)
+def test_16_bit_stages_give_the_same_bits(precision: aliquot.Precision, transport: Transport) -> None:
+    expected = run_ranks(2, train_half, 0, precision, transport=transport, timeout=60.0)
     assert expected[0]["losses"][-5:].mean() < expected[0]["losses"][:5].mean()
     for stage in (1, 2, 3):
-        for mine, other in zip(run_ranks(2, train_bf16, stage, master, transport=transport), expected, strict=True):
+        for mine, other in zip(run_ranks(2, train_half, stage, precision, transport=transport), expected, strict=True):
             assert_same_bits(mine, other)
+
+
+def overflow(rank: int, stage: int) -> None:
+    """The scale moves as torch's does, and the host is told of it without being waited for."""
+    model = aliquot.shard(LanguageModel(), stage=stage, precision="fp16")
+    optimizer = aliquot.AdamW(model, lr=3e-3, max_grad_norm=1.0)
+    scaler = aliquot.GradScaler(optimizer, init_scale=2.0**8, growth_interval=2)
+    expected = LossScale(2.0**8)
+    for step in range(12):
+        optimizer.zero_grad()
+        before = aliquot.full_state_dict(model, all_ranks=True)
+        tokens = Turn(rank, step).tokens(LanguageModel.vocabulary, 4, 6)
+        loss = torch.nn.functional.cross_entropy(model(tokens).float().flatten(0, 1), tokens.flatten())
+        overflows = step % 3 == 1
+        scaler.scale(loss * (1e30 if overflows and rank == 1 else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        expected = LossScale(expected.scale, expected.growth_tracker, overflows).updated(ScaleRule(2.0, 0.5, 2))
+        assert scaler.get_scale() == expected.scale
+        assert bool(optimizer.grad_norm.isfinite()) == (not overflows)
+        if overflows:
+            assert_same_bits(aliquot.full_state_dict(model, all_ranks=True), before)
+    torch.cuda.synchronize()
+    stats = aliquot.stats(model)
+    assert (stats.steps, stats.skipped) == (8, 4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_loss_scale_moves_on_the_device(stage: int, transport: Transport) -> None:
+    run_ranks(2, overflow, stage, transport=transport)
 
 
 def write_and_read(rank: int, stage: int) -> None:
