@@ -149,7 +149,8 @@ class StoredGradient(torch.Tensor):
     @classmethod
     def of(cls, place: Place) -> StoredGradient:
         """The stand-in for the gradient of the parameter at `place`."""
-        stand_in = torch.full((), torch.nan, device=place.model.world.device).expand(place.shape).as_subclass(cls)
+        nowhere = torch.full((), torch.nan, device=place.model.world.device).to(place.gradient_dtype)
+        stand_in = nowhere.expand(place.shape).as_subclass(cls)
         stand_in._aliquot = place
         return stand_in
 

@@ -12,6 +12,7 @@ from torch import nn
 from aliquot._core import Error
 from aliquot.guard import StoredGradient, refuse
 from aliquot.tensors import TENSORS
+from aliquot.words import in_words
 
 if TYPE_CHECKING:
     from aliquot.sharded import ShardedModel
@@ -88,10 +89,13 @@ class Place:
             return None
         if self.model.stage >= 2:
             return StoredGradient.of(self)
-        return self.model.view_as(self.model.engine.whole_gradient(self.unit.index), self, self._gradient_dtype)
+        return self.model.view_as(self.model.engine.whole_gradient(self.unit.index), self, self.gradient_dtype)
 
     @property
-    def _gradient_dtype(self) -> torch.dtype:
+    def gradient_dtype(self) -> torch.dtype:
+        """What the gradient in the store is kept in."""
+        if in_words(self.unit.dtype):
+            return self.unit.dtype
         bf16 = self.unit.dtype == torch.bfloat16 and self.model.precision.gradients == "bf16"
         return torch.bfloat16 if bf16 else torch.float32
 

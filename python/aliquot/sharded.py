@@ -17,6 +17,7 @@ from aliquot.places import Place
 from aliquot.precision import NAMES, Precision
 from aliquot.unit import Unit
 from aliquot.units import Group, Plan
+from aliquot.words import dtype_in_store, from_words, in_words, numel_in_store
 from aliquot.world import World
 
 if TYPE_CHECKING:
@@ -73,8 +74,12 @@ class ShardedModel:
         """The same in a flat unit of `dtype`."""
         if place.shape.numel() == 0:
             return torch.empty(place.shape, dtype=dtype, device=self.world.device)
-        start = address + dtype.itemsize * self.engine.offset(place.unit.index, place.index)
-        return self.tensor_at(start, place.shape, dtype)
+        stored = dtype_in_store(dtype)
+        start = address + stored.itemsize * self.engine.offset(place.unit.index, place.index)
+        if not in_words(dtype):
+            return self.tensor_at(start, place.shape, dtype)
+        words = self.tensor_at(start, [numel_in_store(place.shape, dtype)], stored)
+        return from_words(words, place.shape, dtype)
 
     def tensor_at(self, address: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor over memory of the engine."""
@@ -105,7 +110,7 @@ class ShardedModel:
 
 def _detach_values(param: nn.Parameter, dtype: torch.dtype, device: torch.device) -> None:
     """Frees the values, also of a parameter on the meta device; it stays the same object, of the same shape."""
-    nowhere = torch.full((), torch.nan, dtype=dtype, device=device).expand(param.shape)
+    nowhere = torch.full((), torch.nan, device=device).to(dtype).expand(param.shape)
     param.grad = None
     if param.is_meta:
         stand_in = nn.Parameter(nowhere, requires_grad=param.requires_grad)
