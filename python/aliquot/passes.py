@@ -265,11 +265,7 @@ def _plain(grad: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _refuse_frozen(left: list[tuple[Unit, list[torch.Tensor | None]]]) -> None:
     for unit, grads in left:
         if not unit.trainable:
-            name = next(place.name for place, grad in zip(unit.places, grads, strict=True) if grad is not None)
-            raise Error(
-                f"{name} was frozen when the model was sharded and has a gradient now: it has no place for one. Set "
-                "requires_grad before aliquot.shard"
-            )
+            next(place for place, grad in zip(unit.places, grads, strict=True) if grad is not None).require_trainable()
 
 
 @contextmanager

@@ -69,6 +69,14 @@ class Place:
         )
         refuse(self, func, "the parameter", remedy)
 
+    def require_trainable(self) -> None:
+        """Refuses to unfreeze what was frozen by `aliquot.shard`."""
+        if not self.unit.trainable:
+            raise Error(
+                f"rank {self.rank}: {self.name} was frozen when the model was sharded, so there is no place for its "
+                "gradient. What is to be unfrozen later must train at aliquot.shard: freeze it after aliquot.shard"
+            )
+
     def require_bound(self) -> None:
         """Refuses to go on where another parameter was put in this one's place."""
         if self.holder._parameters.get(self.name.rpartition(".")[2]) is not self.unit.params[self.index]:
