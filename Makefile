@@ -1,4 +1,5 @@
 # make demo    trains a language model on two ranks, from nothing
+# make examples  trains on digits, on a differential equation, and adapters of a Llama; plots go to runs/
 # make test    every test that this machine can run: C++ by ctest, Python by pytest
 # make lint    formats, clang-tidy, ruff, mypy, the arrows between the rooms, self-contained headers
 # make sanitize, make sanitize-gpu, make bench, make format, make clean
@@ -16,13 +17,20 @@ has_gpu := $(shell nvidia-smi -L 2>/dev/null)
 native_code := $(shell find cpp cuda python/src tests bench examples -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 wheel_parts := $(shell find cpp cuda python cmake -type f -not -name '*.pyc') CMakeLists.txt VERSION pyproject.toml LICENSE
 
-.PHONY: demo test test-cpp test-python lint lint-cpp lint-python headers tidy format sanitize asan tsan sanitize-gpu
-.PHONY: bench clean
+.PHONY: demo examples test test-cpp test-python lint lint-cpp lint-python headers tidy format
+.PHONY: sanitize asan tsan sanitize-gpu bench clean
 .DELETE_ON_ERROR:
 
+two_ranks := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(( ($$(nproc) + 1) / 2 ))} \
+  python -m torch.distributed.run --standalone --nproc-per-node 2
+
 demo: .venv/aliquot
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(( ($$(nproc) + 1) / 2 ))} \
-	  python -m torch.distributed.run --standalone --nproc-per-node 2 examples/python/train_lm.py --stage 3
+	$(two_ranks) examples/python/train_lm.py --stage 3
+
+examples: .venv/aliquot .venv/examples
+	$(two_ranks) examples/python/vision.py
+	$(two_ranks) examples/python/science.py
+	$(two_ranks) examples/python/lora.py
 
 test: test-cpp test-python
 
@@ -31,7 +39,7 @@ test-cpp: .venv/build .cache/test_libraries
 	@cmake --build --preset release --parallel $(JOBS)
 	@ctest --preset release --parallel $(JOBS) $(if $(has_gpu),,--label-exclude gpu)
 
-test-python: .venv/aliquot .venv/dev
+test-python: .venv/aliquot .venv/dev .venv/examples
 	@python -m pytest $(if $(has_gpu),,-m "not gpu")
 
 lint: lint-python lint-cpp headers
@@ -117,9 +125,14 @@ clean:
 	@$(install) torch numpy rich
 	@touch $@
 
+.venv/examples: constraints.txt .venv/run
+	@echo "Installing what the examples use"
+	@$(install) matplotlib peft scikit-learn scipy transformers
+	@touch $@
+
 .venv/dev: constraints.txt .venv/run
 	@echo "Installing the test and lint tools"
-	@$(install) clang-format clang-tidy hypothesis mypy peft pytest ruff transformers
+	@$(install) clang-format clang-tidy hypothesis mypy pytest ruff
 	@touch $@
 
 # The old package goes first: the build loads the cmake.prefix entry points of what is installed, and with them torch.

@@ -5,16 +5,25 @@ from __future__ import annotations
 import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import torch
 from torch import Tensor
 
-NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings"}  # encodings: tables
+NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+NOT_SOURCE = {"encodings", "pydoc_data"}  # tables of characters, and the manual
 
 
 def standard_library() -> list[Path]:
     root = Path(sysconfig.get_path("stdlib"))
-    return sorted(path for path in root.rglob("*.py") if NOT_THE_LIBRARY.isdisjoint(path.relative_to(root).parts))
+    return sorted(
+        path for path in root.rglob("*.py") if (NOT_THE_LIBRARY | NOT_SOURCE).isdisjoint(path.relative_to(root).parts)
+    )
+
+
+def language_reference() -> Tensor:
+    """The chapters of Python's manual that `help()` shows: English with examples, some 700 kB as uint8."""
+    return torch.frombuffer(bytearray("\n".join(topics.values()).encode()), dtype=torch.uint8)
 
 
 def files_of(path: Path) -> list[Path]:

@@ -18,13 +18,14 @@ BARS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Report:
-    """The state of training after `step` steps. Losses in nats per byte; `bytes` held by this rank, by role."""
+    """The state of training after `step` steps.
+
+    `figures`: what else the run says of itself, by name, ready to print; `bytes` held by this rank, by role.
+    """
 
     step: int
     loss: float
-    validation_loss: float
-    grad_norm: float
-    tokens_per_second: float
+    figures: Mapping[str, str]
     bytes: Mapping[str, int]
 
 
@@ -47,11 +48,10 @@ class Lines:
     def show(self, report: Report) -> None:
         if report.step % self._every and report.step not in (1, self._steps):
             return
+        figures = "".join(f"{name} {value}  " for name, value in report.figures.items())
+        held = mebibytes(sum(report.bytes.values()))
         self._console.print(
-            f"step {report.step:4d}/{self._steps}  loss {report.loss:.3f}  validation {report.validation_loss:.3f}  "
-            f"norm {report.grad_norm:.2f}  {report.tokens_per_second:,.0f} tokens/s  "
-            f"{mebibytes(sum(report.bytes.values()))} per rank",
-            soft_wrap=True,
+            f"step {report.step:4d}/{self._steps}  loss {report.loss:.3f}  {figures}{held} per rank", soft_wrap=True
         )
 
 
@@ -89,9 +89,11 @@ def open_display(console: Console, steps: int) -> Display:
 
 
 def numbers(report: Report) -> Table:
+    cells = [cell for name, value in report.figures.items() for cell in (name, f"[bold]{value}[/]")]
     grid = Table.grid(padding=(0, 2))
-    grid.add_row("loss", f"[bold]{report.loss:.3f}[/]", "validation", f"[bold]{report.validation_loss:.3f}[/]")
-    grid.add_row("gradient norm", f"{report.grad_norm:.2f}", "tokens/s", f"{report.tokens_per_second:,.0f}")
+    grid.add_row("loss", f"[bold]{report.loss:.3f}[/]", *cells[:2])
+    for start in range(2, len(cells), 4):
+        grid.add_row(*cells[start : start + 4])
     held = ", ".join(f"{role} {mebibytes(count)}" for role, count in report.bytes.items() if count)
     rows = Table.grid()
     rows.add_row(grid)

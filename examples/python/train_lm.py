@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import aliquot
@@ -22,6 +21,7 @@ from closing import StopWatch, memory_table, time_table
 from display import Display, Report, open_display
 from rich.console import Console
 from rich.markup import escape
+from schedule import warmup_then_cosine
 from torch import Tensor, nn
 
 
@@ -47,18 +47,6 @@ def parse_arguments() -> argparse.Namespace:
     text.add_argument("--data-limit", type=int, default=8 << 20, help="bytes of it that are read")
     text.add_argument("--sample", type=int, default=240, help="bytes that the trained model writes at the end")
     return parser.parse_args()
-
-
-def warmup_then_cosine(warmup: int, steps: int, floor: float = 0.1) -> Callable[[int], float]:
-    """Factor of the peak learning rate: rises linearly, then falls along half a cosine to `floor`."""
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        done = min(1.0, (step - warmup) / max(1, steps - warmup))
-        return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
-
-    return factor
 
 
 @torch.no_grad()
@@ -103,8 +91,12 @@ def train(
                 measured = validation_loss(model, validation_batches)
         with watch.part("display"):
             speed = step * tokens_per_step / watch.seconds("data", "forward", "backward", "optimizer step")
-            norm = float(optimizer.grad_norm)
-            display.show(Report(step, loss, measured, norm, speed, aliquot.stats(model).bytes))
+            figures = {
+                "validation": f"{measured:.3f}",
+                "gradient norm": f"{float(optimizer.grad_norm):.2f}",
+                "tokens/s": f"{speed:,.0f}",
+            }
+            display.show(Report(step, loss, figures, aliquot.stats(model).bytes))
     return watch
 
 

@@ -18,8 +18,8 @@ WORD = torch.float32
 
 
 def dtype_in_unit(name: str, param: torch.Tensor, precision: Precision, kept: bool = False) -> torch.dtype:
-    """What `param` is computed with: what `precision` says of floating-point numbers, fp32 where its module is `kept` so,
-    and its own dtype if it is in words.
+    """What `param` is computed with: what `precision` says of floating-point numbers, fp32 where its module is `kept`
+    so, and its own dtype if it is in words.
     """  # fmt: skip
     if param.is_complex() and param.requires_grad and param.dtype != torch.complex64:
         raise InvalidArgument(f"{name} is {param.dtype}; complex parameters train as complex64: convert it")
