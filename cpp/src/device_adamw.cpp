@@ -23,28 +23,34 @@ StepCounts counts_of(const cuda::StepState& state) { return {state.steps, state.
 
 }  // namespace
 
-DeviceAdamW::DeviceAdamW(ShardStore& store, Communicator& communicator, Device device, const Grouping& grouping)
-    : store_(store), communicator_(communicator), device_(device), memory_(device_memory(device)),
+DeviceAdamW::DeviceAdamW(ShardStore& store, Communicator& communicator, MemoryResource& memory,
+                         const Grouping& grouping)
+    : store_(store), communicator_(communicator), device_(memory.device()), memory_(memory),
       units_(store.unit_count()) {
   const DeviceGuard guard(device_);
+  store_.hold_states(states_of_adamw, memory);
   place(grouping);
   shape_.units = units_.size();
   shape_.world_size = communicator.world_size();
-  groups_ = Buffer(*memory_, std::max<std::size_t>(group_count_, 1) * sizeof(AdamWGroup));
-  steps_of_param_ = Buffer(*memory_, shape_.params * sizeof(std::int64_t));
-  scalars_ = Buffer(*memory_, shape_.params * sizeof(cuda::ParamScalars));
-  reports_ = Buffer(*memory_, shape_.bytes() * static_cast<std::size_t>(shape_.world_size));
-  state_ = Buffer(*memory_, sizeof(cuda::StepState));
-  loss_scale_ = to_device(std::vector{LossScale{}}, *memory_);
-  sent_ = HostRing(device_, groups_.bytes(), under_way);
+  steps_of_param_ = Buffer(memory_, shape_.params * sizeof(std::int64_t));
+  scalars_ = Buffer(memory_, shape_.params * sizeof(cuda::ParamScalars));
+  reports_ = Buffer(memory_, shape_.bytes() * static_cast<std::size_t>(shape_.world_size));
+  state_ = Buffer(memory_, sizeof(cuda::StepState));
+  loss_scale_ = to_device(std::vector{LossScale{}}, memory_);
   received_ = HostRing(device_, sizeof(cuda::StepState), under_way);
-  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
-    for (const Role role : {Role::exp_avg, Role::exp_avg_sq}) {
-      if (store.holds(unit, role))
-        fill_async(store.block(unit, role).data(), 0, store.block(unit, role).size_bytes(), {});
-    }
-  }
-  synchronize({});
+  make_room_for_groups();
+}
+
+void DeviceAdamW::make_room_for_groups() {
+  groups_ = Buffer(memory_, std::max<std::size_t>(group_count_, 1) * sizeof(AdamWGroup));
+  sent_ = HostRing(device_, groups_.bytes(), under_way);
+}
+
+void DeviceAdamW::regroup(const Grouping& grouping) {
+  const DeviceGuard guard(device_);
+  received_.synchronize();  // then no step reads the tables any more
+  place(grouping);
+  make_room_for_groups();
 }
 
 void DeviceAdamW::place(const Grouping& grouping) {
@@ -53,14 +59,13 @@ void DeviceAdamW::place(const Grouping& grouping) {
     units_[unit].first_param = group_of_param.size();
     group_of_param.insert(group_of_param.end(), grouping.at(unit).begin(), grouping[unit].end());
     if (!store_.holds(unit, Role::exp_avg)) continue;
-    const std::vector<cuda::Chunk> chunks =
-        cuda::chunks_of(store_.layout(unit), store_.held_range(unit, Role::exp_avg));
+    const std::vector<cuda::Chunk> chunks = cuda::chunks_of(store_.layout(unit), store_.stepped_range(unit));
     units_[unit].chunk_count = chunks.size();
-    units_[unit].chunks = to_device(chunks, *memory_);
+    units_[unit].chunks = to_device(chunks, memory_);
   }
   shape_.params = group_of_param.size();
   for (const int group : group_of_param) group_count_ = std::max(group_count_, static_cast<std::size_t>(group + 1));
-  group_of_param_ = to_device(group_of_param, *memory_);
+  group_of_param_ = to_device(group_of_param, memory_);
 }
 
 void DeviceAdamW::upload(std::span<const AdamWGroup> groups, Stream stream) {
@@ -96,7 +101,7 @@ StepResult DeviceAdamW::step(DeviceReducer& reducer, std::span<const AdamWGroup>
 void DeviceAdamW::update(std::size_t unit, Stream stream) {
   const Unit& state = units_[unit];
   const auto* scalars = reinterpret_cast<const cuda::ParamScalars*>(scalars_.data()) + state.first_param;
-  const std::size_t bytes = store_.held_range(unit, Role::exp_avg).size() * sizeof(float);
+  const std::size_t bytes = store_.stepped_range(unit).size() * sizeof(float);
   const TimedScope timed(timeline_, Activity::step, Hold::work, store_.layout(unit).unit().name, bytes, stream);
   cuda::adamw(arrays(unit), reinterpret_cast<const cuda::Chunk*>(state.chunks.data()), state.chunk_count, scalars,
               this->state(), stream);
@@ -105,7 +110,7 @@ void DeviceAdamW::update(std::size_t unit, Stream stream) {
 // Where states are sharded and parameters or gradients are not, the update is of this rank's part of them.
 cuda::AdamWArrays DeviceAdamW::arrays(std::size_t unit) const {
   const auto part = [&](Role role) {
-    const bool sharded = store_.extent(Role::exp_avg) == Extent::shard;
+    const bool sharded = store_.extent(Role::master) == Extent::shard;
     return (sharded ? store_.own_bytes(unit, role) : store_.bytes_of(unit, role)).data();
   };
   cuda::AdamWArrays arrays;

@@ -23,7 +23,11 @@ namespace aliquot {
 /// AdamW over the shards on a device; see AdamW for the rule. The host never waits in a step.
 class DeviceAdamW {
  public:
-  DeviceAdamW(ShardStore& store, Communicator& communicator, Device device, const Grouping& grouping);
+  /// Moments of zero, and tables, in `memory`, which outlives the store. \throws OutOfMemory
+  DeviceAdamW(ShardStore& store, Communicator& communicator, MemoryResource& memory, const Grouping& grouping);
+
+  /// Parameters are in other groups from here on. Moments and counts stay. The host waits for the last step.
+  void regroup(const Grouping& grouping);
 
   /// Exchanges the ranks' reports and updates, or skips on all ranks alike. Returns the latest result that the host
   /// knows of, of this step or one before.
@@ -46,6 +50,7 @@ class DeviceAdamW {
   };
 
   void place(const Grouping& grouping);
+  void make_room_for_groups();
   void upload(std::span<const AdamWGroup> groups, Stream stream);
   void update(std::size_t unit, Stream stream);
   cuda::AdamWArrays arrays(std::size_t unit) const;
@@ -54,7 +59,7 @@ class DeviceAdamW {
   ShardStore& store_;
   Communicator& communicator_;
   Device device_;
-  std::unique_ptr<MemoryResource> memory_;  ///< of its own: how much depends on the groups, which no plan knows
+  MemoryResource& memory_;
   cuda::ReportShape shape_;
   std::vector<Unit> units_;
   std::size_t group_count_ = 0;

@@ -4,6 +4,8 @@
 #include <string>
 #include <utility>
 
+#include "aliquot/device_kernels.h"
+#include "aliquot/kernels.h"
 #include "device_adamw.h"
 #include "device_reducer.h"
 #include "device_write.h"
@@ -32,7 +34,8 @@ decltype(auto) with(Room& room, const Use& use) {
 }  // namespace
 
 Engine::Engine(std::vector<UnitSpec> units, Communicator& communicator, MemoryResource& memory, EngineOptions options)
-    : communicator_(communicator), store_(std::move(units), options.stage, communicator, memory, options.store),
+    : communicator_(communicator), more_(on_cpu(memory) ? nullptr : device_memory(memory.device())),
+      store_(std::move(units), options.stage, communicator, memory, options.store),
       gatherer_(store_, communicator, memory, options.gatherer), memory_(memory), graph_(store_.unit_count()),
       in_backward_(store_.unit_count()), held_(store_.unit_count()) {
   require_mapped(store_, communicator);
@@ -107,35 +110,109 @@ void Engine::spread(Role role, Stream stream) {
 }
 
 void Engine::set_groups(Grouping grouping) {
+  optimizer_ = {};  // before its states
+  loss_scale_ = {};
   if (on_cpu(memory_)) {
-    optimizer_ = std::make_unique<AdamW>(store_, std::move(grouping));
-    loss_scale_ = {};
+    optimizer_ = std::make_unique<AdamW>(store_, memory_, std::move(grouping));
   } else {
-    optimizer_ = std::make_unique<DeviceAdamW>(store_, communicator_, memory_.device(), grouping);
+    optimizer_ = std::make_unique<DeviceAdamW>(store_, communicator_, *more_, grouping);
   }
   profile(timeline_);
 }
 
-StepResult Engine::step(std::span<const AdamWGroup> groups, std::optional<double> max_norm, Stream stream) {
-  if (std::visit([](auto& optimizer) { return optimizer == nullptr; }, optimizer_)) {
-    throw InvalidArgument("step before set_groups: say which group each parameter is in");
+void Engine::regroup(Grouping grouping) {
+  require_groups("regroup");
+  std::visit([&](auto& optimizer) { optimizer->regroup(std::move(grouping)); }, optimizer_);
+}
+
+std::vector<Engine::Part> Engine::parts_to_step(std::size_t unit, Role role) const {
+  std::vector<Part> parts;
+  for (const Segment& segment : layout(unit).segments(store_.stepped_range(unit))) {
+    const std::span<std::byte> bytes = store_.held_bytes(unit, role, segment.range);
+    parts.push_back({segment.param, segment.range.begin - layout(unit).param(segment.param).begin, segment.range.size(),
+                     bytes.data()});
   }
-  const Stopwatch stopwatch(step_seconds_);
-  const TimedScope timed(timeline_, Activity::step, Hold::work, "step", 0, stream);
+  return parts;
+}
+
+std::vector<Engine::Part> Engine::values_to_step(std::size_t unit) const {
+  const bool has_master = store_.holds(unit, Role::master);
+  if (has_master && store_.master_form() == MasterForm::low16) {
+    throw InvalidArgument("unit '" + layout(unit).unit().name +
+                          "': the fp32 values are in two halves of 16 bits; ask for a plain fp32 master");
+  }
+  return parts_to_step(unit, has_master ? Role::master : Role::param);
+}
+
+std::vector<Engine::Part> Engine::gradients_to_step(std::size_t unit) const {
+  std::vector<Part> parts = parts_to_step(unit, Role::grad);
+  for (Part& part : parts) {
+    if (!present_.at(unit).at(part.param)) part.data = nullptr;
+  }
+  return parts;
+}
+
+void Engine::end_graphs(Stream stream) {
   release_held(stream);
   graph_.assign(graph_.size(), false);
   gatherer_.finish_reads(stream);
+}
+
+StepResult Engine::begin_update(std::optional<double> max_norm, Stream stream) {
+  end_graphs(stream);
+  GradientReport report = gradient_report(stream);
+  const bool skipped = report.non_finite > 0;
+  counts_.add(skipped);
+  const float factor = grad_scale(report.norm, max_norm, skipped, stream);
+  if (!skipped && factor != 1) scale_gradients(factor, stream);
+  present_ = std::move(report.present);
+  return {report.norm, skipped, report.first_bad, counts_};
+}
+
+void Engine::end_update(Stream stream) {
+  for (std::size_t unit = 0; unit < unit_count(); ++unit) {
+    if (store_.holds(unit, Role::master)) round_master(unit, stream);
+  }
+  share_update(stream);
+}
+
+void Engine::round_master(std::size_t unit, Stream stream) {
+  const Range range = store_.stepped_range(unit);
+  const void* const master = store_.held_bytes(unit, Role::master, range).data();
+  void* const param = store_.held_bytes(unit, Role::param, range).data();
+  const DType dtype = layout(unit).unit().dtype;
+  if (on_cpu(memory_)) {
+    cast(master, DType::fp32, param, dtype, range.size());
+  } else {
+    cuda::cast(master, DType::fp32, param, dtype, range.size(), stream);
+  }
+}
+
+void Engine::share_update(Stream stream) {
+  if (store_.stage().shards_parameters()) {
+    gatherer_.publish(stream);
+  } else if (store_.stage().shards_states()) {
+    spread(Role::param, stream);
+  }
+}
+
+void Engine::require_groups(const char* verb) const {
+  if (std::visit([](auto& optimizer) { return optimizer != nullptr; }, optimizer_)) return;
+  throw InvalidArgument(std::string(verb) + " before set_groups: say which group each parameter is in");
+}
+
+StepResult Engine::step(std::span<const AdamWGroup> groups, std::optional<double> max_norm, Stream stream) {
+  require_groups("step");
+  const Stopwatch stopwatch(step_seconds_);
+  const TimedScope timed(timeline_, Activity::step, Hold::work, "step", 0, stream);
+  end_graphs(stream);
   StepResult result;
   if (auto* optimizer = std::get_if<std::unique_ptr<DeviceAdamW>>(&optimizer_)) {
     result = (*optimizer)->step(*std::get<std::unique_ptr<DeviceReducer>>(reducer_), groups, max_norm, stream);
   } else {
     result = step_on_host(groups, max_norm);
   }
-  if (store_.stage().shards_parameters()) {
-    gatherer_.publish(stream);
-  } else if (store_.stage().shards_states()) {
-    spread(Role::param, stream);
-  }
+  share_update(stream);
   return result;
 }
 
@@ -143,11 +220,18 @@ StepResult Engine::step_on_host(std::span<const AdamWGroup> groups, std::optiona
   const GradientReport report = gradient_report();
   const bool skipped = report.non_finite > 0;
   counts_.add(skipped);
-  if (skipped) loss_scale_.overflow = 1;
-  const float clip = max_norm ? clip_factor(report.norm, *max_norm) : 1.0F;
-  const float grad_scale = clip / loss_scale_.scale;
-  if (!skipped) std::get<std::unique_ptr<AdamW>>(optimizer_)->step(groups, report.present, grad_scale);
+  const float factor = grad_scale(report.norm, max_norm, skipped, {});
+  if (!skipped) std::get<std::unique_ptr<AdamW>>(optimizer_)->step(groups, report.present, factor);
   return {report.norm, skipped, report.first_bad, counts_};
+}
+
+float Engine::grad_scale(double norm, std::optional<double> max_norm, bool skipped, Stream stream) {
+  LossScale scale = loss_scale(stream);
+  if (skipped) {
+    scale.overflow = 1;
+    set_loss_scale(scale, stream);
+  }
+  return (max_norm ? clip_factor(norm, *max_norm) : 1.0F) / scale.scale;
 }
 
 const void* Engine::device_state() const {

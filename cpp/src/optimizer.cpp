@@ -19,13 +19,10 @@ Weights weights_of(const ShardStore& store, std::size_t unit, Range range) {
 
 }  // namespace
 
-AdamW::AdamW(ShardStore& store, Grouping grouping) : store_(store), grouping_(std::move(grouping)) {
+AdamW::AdamW(ShardStore& store, MemoryResource& memory, Grouping grouping)
+    : store_(store), grouping_(std::move(grouping)) {
   for (const std::vector<int>& params : grouping_) steps_.emplace_back(params.size(), 0);
-  for (std::size_t unit = 0; unit < store_.unit_count(); ++unit) {
-    for (const Role role : {Role::exp_avg, Role::exp_avg_sq}) {
-      if (store_.holds(unit, role)) std::ranges::fill(store_.block(unit, role), 0.0F);
-    }
-  }
+  store_.hold_states(states_of_adamw, memory);
 }
 
 void AdamW::step(std::span<const AdamWGroup> groups, const Presence& present, float grad_scale) {
@@ -37,7 +34,7 @@ void AdamW::step(std::span<const AdamWGroup> groups, const Presence& present, fl
 void AdamW::step_unit(std::size_t unit, std::span<const AdamWGroup> groups, float grad_scale,
                       const std::vector<bool>& present) {
   const Layout& layout = store_.layout(unit);
-  const Range held = store_.held_range(unit, Role::exp_avg);
+  const Range held = store_.stepped_range(unit);
   const TimedScope timed(timeline_, Activity::step, Hold::work, layout.unit().name, held.size() * sizeof(float), {});
   const auto stepped = [&](std::size_t param) { return present[param] && grouping_[unit][param] != no_group; };
   for (std::size_t param = 0; param < present.size(); ++param) steps_[unit][param] += stepped(param) ? 1 : 0;

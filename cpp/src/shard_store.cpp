@@ -1,5 +1,6 @@
 #include "aliquot/shard_store.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -31,7 +32,7 @@ ShardStore::ShardStore(std::vector<UnitSpec> units, Stage stage, Communicator& c
   blocks_.resize(layouts_.size());
   for (std::size_t unit = 0; unit < layouts_.size(); ++unit) {
     for (Role role : all_roles) {
-      if (role == Role::grad && gradients_are_transient()) continue;
+      if (is_state(role) || (role == Role::grad && gradients_are_transient())) continue;
       if (holds(unit, role)) blocks_[unit][static_cast<std::size_t>(role)] = take(unit, role, communicator, memory);
     }
   }
@@ -58,7 +59,34 @@ Extent ShardStore::extent(Role role) const {
 
 bool ShardStore::holds(std::size_t unit, Role role) const {
   const UnitSpec& spec = layout(unit).unit();
-  return role == Role::param || (spec.trainable && (role != Role::master || spec.dtype != DType::fp32));
+  if (role == Role::param || !spec.trainable) return role == Role::param;
+  if (is_state(role)) return std::ranges::find(states_, role) != states_.end();
+  return role != Role::master || spec.dtype != DType::fp32;
+}
+
+void ShardStore::hold_states(std::span<const Role> states, MemoryResource& memory) {
+  for (auto& roles : blocks_) {
+    for (const Role role : all_roles) {
+      if (is_state(role)) roles[static_cast<std::size_t>(role)] = {};
+    }
+  }
+  states_.assign(states.begin(), states.end());
+  std::size_t bytes = 0;
+  const auto for_each_state = [&](const auto& body) {
+    for (std::size_t unit = 0; unit < unit_count(); ++unit) {
+      for (const Role role : states_) body(unit, role, stepped_range(unit).size() * width(unit, role));
+    }
+  };
+  for_each_state([&](std::size_t, Role, std::size_t size) { bytes += DeviceArena::planned(size); });
+  const auto whole = std::make_shared<Buffer>(memory, bytes);
+  std::byte* next = whole->data();
+  for_each_state([&](std::size_t unit, Role role, std::size_t size) {
+    if (size == 0) return;
+    Block& block = blocks_[unit][static_cast<std::size_t>(role)];
+    block.lent = {whole, next};
+    block.bytes = size;
+    next += DeviceArena::planned(size);
+  });
 }
 
 DType ShardStore::gradient_dtype(std::size_t unit) const {
@@ -99,7 +127,9 @@ void ShardStore::drop_gradients() {
 
 const ShardStore::Block& ShardStore::at(std::size_t unit, Role role) const {
   if (!holds(unit, role)) {
-    const char* why = layout(unit).unit().trainable ? "' is fp32: it has no " : "' does not train: it has no ";
+    const char* why = !layout(unit).unit().trainable ? "' does not train: it has no "
+                      : is_state(role)               ? "': no optimizer asked for "
+                                                     : "' is fp32: it has no ";
     throw InvalidArgument("unit '" + layout(unit).unit().name + why + std::string(name_of(role)));
   }
   return blocks_.at(unit)[static_cast<std::size_t>(role)];
@@ -137,6 +167,10 @@ std::span<float> ShardStore::own(std::size_t unit, Role role) const {
 
 Range ShardStore::held_range(std::size_t unit, Role role) const {
   return extent(role) == Extent::shard ? layout(unit).shard(rank_) : Range{0, layout(unit).numel()};
+}
+
+Range ShardStore::stepped_range(std::size_t unit) const {
+  return layout(unit).unit().trainable ? held_range(unit, Role::master) : Range{};
 }
 
 std::span<float> ShardStore::held_part(std::size_t unit, Role role, Range range) const {

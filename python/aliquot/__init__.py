@@ -13,16 +13,20 @@ from aliquot._core import (
     __version__,
 )
 from aliquot.control import no_sync, reset_step
+from aliquot.lamb import LAMB
+from aliquot.muon import Muon
 from aliquot.optim import AdamW, clip_grad_norm_
 from aliquot.precision import Precision
 from aliquot.profile import Profile, Times, profile
 from aliquot.scaler import GradScaler
 from aliquot.shard import shard
 from aliquot.stats import Stats, stats
+from aliquot.torch_optimizer import TorchOptimizer
 from aliquot.values import full_state_dict, gathered, load_full_state_dict
 from aliquot.world import World, init
 
 __all__ = [
+    "LAMB",
     "AdamW",
     "CheckpointError",
     "CommunicatorError",
@@ -30,12 +34,14 @@ __all__ = [
     "Error",
     "GradScaler",
     "InvalidArgument",
+    "Muon",
     "OutOfMemory",
     "PeerLost",
     "Precision",
     "Profile",
     "Stats",
     "Times",
+    "TorchOptimizer",
     "World",
     "__version__",
     "clip_grad_norm_",

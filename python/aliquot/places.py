@@ -88,12 +88,8 @@ class Place:
             return None
         if self.model.stage >= 2:
             return StoredGradient.of(self)
-        return self.model.view_as(self.model.engine.whole_gradient(self.unit.index), self, self._gradient_dtype)
-
-    @property
-    def _gradient_dtype(self) -> torch.dtype:
-        bf16 = self.unit.dtype != torch.float32 and self.model.precision.gradients == "bf16"
-        return torch.bfloat16 if bf16 else torch.float32
+        dtype = self.model.gradient_dtype(self.unit)
+        return self.model.view_as(self.model.engine.whole_gradient(self.unit.index), self, dtype)
 
     def set_gradient(self, value: torch.Tensor | None) -> None:
         """What `param.grad = value` does: None drops the gradient in the store."""

@@ -7,7 +7,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from aliquot._core import Error, InvalidArgument, LossScale, ScaleRule
-from aliquot.optim import AdamW
+from aliquot.sharded_optimizer import ShardedOptimizer
 from aliquot.tensors import map_tensors
 
 T = TypeVar("T")
@@ -35,15 +35,17 @@ class GradScaler:
 
     def __init__(
         self,
-        optimizer: AdamW,
+        optimizer: ShardedOptimizer,
         init_scale: float = 2.0**16,
         growth_factor: float = 2.0,
         backoff_factor: float = 0.5,
         growth_interval: int | None = 2000,
         enabled: bool = True,
     ) -> None:
-        if not isinstance(optimizer, AdamW):
-            raise InvalidArgument(f"GradScaler takes an aliquot.AdamW, not a {type(optimizer).__name__}")
+        if not isinstance(optimizer, ShardedOptimizer):
+            raise InvalidArgument(
+                f"GradScaler takes an optimizer of a sharded model, as aliquot.AdamW, not a {type(optimizer).__name__}"
+            )
         if growth_interval is None:
             growth_factor = backoff_factor = STEADY
             growth_interval = 1
@@ -78,7 +80,7 @@ class GradScaler:
         scaled: T = map_tensors(lambda tensor: tensor * scale, outputs)
         return scaled
 
-    def step(self, optimizer: AdamW) -> None:
+    def step(self, optimizer: ShardedOptimizer) -> None:
         """`optimizer.step()`, which does the same when it is called itself."""
         if optimizer is not self.optimizer:
             raise InvalidArgument("GradScaler.step: this is not the optimizer that the aliquot.GradScaler was made for")

@@ -70,6 +70,11 @@ class ShardedModel:
             for place in unit.places:
                 place.require_bound()
 
+    def gradient_dtype(self, unit: Unit) -> torch.dtype:
+        """Of the unit's gradients in the store."""
+        bf16 = unit.dtype != torch.float32 and self.precision.gradients == "bf16"
+        return torch.bfloat16 if bf16 else torch.float32
+
     def view(self, address: int, place: Place) -> torch.Tensor:
         """The tensor of the parameter at `place` in the flat unit at `address`."""
         return self.view_as(address, place, place.unit.dtype)
@@ -91,8 +96,23 @@ class ShardedModel:
 
     def broadcast(self, what: str, tensor: torch.Tensor) -> None:
         """Overwrites a contiguous tensor on the model's device with rank 0's. Collective."""
+        self.broadcast_from(0, what, tensor)
+
+    def broadcast_from(self, rank: int, what: str, tensor: torch.Tensor) -> None:
+        """The same with that of `rank`."""
         size = tensor.numel() * tensor.element_size()
-        self.world.communicator.broadcast(what, tensor.data_ptr(), size, 0, self.stream())
+        self.world.communicator.broadcast(what, tensor.data_ptr(), size, rank, self.stream())
+
+    def sum_over_ranks(self, what: str, tensor: torch.Tensor) -> None:
+        """Overwrites a contiguous fp32 tensor on the model's device with the sum of all ranks'. Collective."""
+        self.world.communicator.all_reduce(what, tensor.data_ptr(), tensor.numel(), self.stream())
+
+    def gather_from_ranks(self, what: str, part: torch.Tensor) -> torch.Tensor:
+        """A contiguous tensor on the model's device, of one length on all ranks, joined in rank order. Collective."""
+        whole = part.new_empty(self.world.world_size * part.numel())
+        size = part.numel() * part.element_size()
+        self.world.communicator.all_gather_into(what, part.data_ptr(), size, whole.data_ptr(), self.stream())
+        return whole
 
     def land(self, unit: Unit, address: int) -> None:
         """Points the unit's parameters to where it was gathered. Does nothing where they point there already."""

@@ -86,6 +86,24 @@ void register_communicators(py::module_& module) {
             return py::bytes(whole);
           },
           py::arg("what"), py::arg("mine"), "Every rank's bytes, of one length, joined in rank order.")
+      .def(
+          "all_gather_into",
+          [](Communicator& self, const std::string& what, std::uintptr_t part, std::size_t bytes, std::uintptr_t whole,
+             std::uintptr_t stream) {
+            self.all_gather({"all_gather", what}, {reinterpret_cast<const std::byte*>(part), bytes},
+                            reinterpret_cast<std::byte*>(whole), Stream{reinterpret_cast<void*>(stream)});
+          },
+          py::arg("what"), py::arg("part"), py::arg("bytes"), py::arg("whole"), py::arg("stream"), released,
+          "Every rank's `bytes` bytes at `part`, in rank order, to `whole`; both in the transport's memory.")
+      .def(
+          "all_reduce",
+          [](Communicator& self, const std::string& what, std::uintptr_t address, std::size_t count,
+             std::uintptr_t stream) {
+            self.all_reduce({"all_reduce", what}, {reinterpret_cast<float*>(address), count},
+                            Stream{reinterpret_cast<void*>(stream)});
+          },
+          py::arg("what"), py::arg("address"), py::arg("count"), py::arg("stream"), released,
+          "Sum over the ranks of `count` fp32 numbers in the transport's memory, in place.")
       .def("leave", &Communicator::leave, released, "Says that this rank is done. No call comes after it.")
       .def("abort", [](Communicator& self, const std::string& reason) { self.abort(reason); }, py::arg("reason"));
 

@@ -30,6 +30,14 @@ void finish_backward(Engine& engine, const std::vector<std::pair<std::size_t, Ad
   engine.finish_backward(gradients, stream_at(stream));
 }
 
+using PartTuple = std::tuple<std::size_t, std::size_t, std::size_t, Address>;
+
+std::vector<PartTuple> tuples(const std::vector<Engine::Part>& parts) {
+  std::vector<PartTuple> made;
+  for (const Engine::Part& part : parts) made.emplace_back(part.param, part.begin, part.numel, address_of(part.data));
+  return made;
+}
+
 DType dtype_named(const std::string& name) {
   for (const DType dtype : {DType::fp32, DType::bf16, DType::fp16}) {
     if (name_of(dtype) == name) return dtype;
@@ -180,6 +188,22 @@ void register_engine(py::module_& module) {
       .def("leave_backward", [](Engine& self, Address stream) { self.leave_backward(stream_at(stream)); })
       .def("finish_backward", &finish_backward, released)
       .def("set_groups", &Engine::set_groups, released)
+      .def("regroup", &Engine::regroup, released)
+      .def(
+          "values_to_step", [](const Engine& self, std::size_t unit) { return tuples(self.values_to_step(unit)); },
+          "(param, begin, numel, address) of the fp32 values that this rank steps.")
+      .def(
+          "begin_update",
+          [](Engine& self, std::optional<double> max_norm, Address stream) {
+            return self.begin_update(max_norm, stream_at(stream));
+          },
+          py::arg("max_norm"), py::arg("stream"), released)
+      .def(
+          "gradients_to_step",
+          [](const Engine& self, std::size_t unit) { return tuples(self.gradients_to_step(unit)); },
+          "The same of the gradients, address 0 where there is none.")
+      .def(
+          "end_update", [](Engine& self, Address stream) { self.end_update(stream_at(stream)); }, released)
       .def(
           "step",
           [](Engine& self, const std::vector<AdamWGroup>& groups, std::optional<double> max_norm, Address stream) {

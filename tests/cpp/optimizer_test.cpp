@@ -109,7 +109,7 @@ class Optimizers : public ::testing::TestWithParam<int> {
   static void run(const std::function<void(Communicator&, ShardStore&, AdamW&)>& body) {
     run_world(Transport::one_sided_threads, 3, [&](Communicator& communicator) {
       ShardStore store(toy_units(), Stage(GetParam()), communicator, host_memory());
-      AdamW optimizer(store, grouping());
+      AdamW optimizer(store, host_memory(), grouping());
       body(communicator, store, optimizer);
       communicator.barrier({"end", ""});
     });
@@ -181,10 +181,33 @@ TEST_P(Optimizers, LeaveTheRestBitwiseAsItWas) {
   });
 }
 
+// The counts and moments of an optimizer that was told another grouping are those of one that had it all along.
+TEST_P(Optimizers, GoOnWithOtherGroups) {
+  run([](Communicator& communicator, ShardStore& store, AdamW& optimizer) {
+    ShardStore undisturbed(toy_units(), Stage(GetParam()), communicator, host_memory());
+    AdamW other(undisturbed, host_memory(), grouping());
+    train(undisturbed, other);
+    Grouping none = grouping();
+    for (std::vector<int>& unit : none) std::ranges::fill(unit, no_group);
+    optimizer.regroup(none);
+    fill(store, Role::param, 0);
+    fill(store, Role::grad, 1);
+    optimizer.step(groups, presence(1), grad_scale);
+    optimizer.regroup(grouping());
+    train(store, optimizer);
+    for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
+      for (const Role role : all_roles) {
+        if (!store.holds(unit, role)) continue;
+        require(same_bits(store.block(unit, role), undisturbed.block(unit, role)), std::string(name_of(role)));
+      }
+    }
+  });
+}
+
 TEST_P(Optimizers, BeginWithMomentsOfZero) {
   run([](Communicator&, ShardStore& store, AdamW& optimizer) {
     train(store, optimizer);
-    const AdamW again(store, grouping());
+    const AdamW again(store, host_memory(), grouping());
     for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
       for (const Role role : {Role::exp_avg, Role::exp_avg_sq}) {
         if (!store.holds(unit, role)) continue;

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "aliquot/error.h"
+#include "aliquot/optimizer.h"
 #include "toy_units.h"
 #include "worlds.h"
 
@@ -25,6 +26,7 @@ class Stores : public ::testing::TestWithParam<std::tuple<Transport, int>> {
   void run(const std::function<void(Communicator&, ShardStore&)>& body) const {
     run_world(std::get<0>(GetParam()), 3, [&](Communicator& communicator) {
       ShardStore store(toy_units(), stage(), communicator, host_memory());
+      store.hold_states(states_of_adamw, host_memory());
       body(communicator, store);
       communicator.barrier({"end", ""});
     });
@@ -82,6 +84,25 @@ TEST_P(Stores, BytesAddUp) {
         store, [&](std::size_t unit, Role role) { expected[name_of(role)] += store.block(unit, role).size_bytes(); });
     require(store.bytes() == expected, "bytes() is not the sum of the blocks");
     require(expected["exp_avg"] == expected["exp_avg_sq"], "the moments are alike");
+  });
+}
+
+TEST_P(Stores, HoldNoStatesBeforeAnOptimizerAsks) {
+  run([&](Communicator& communicator, const ShardStore&) {
+    ShardStore store(toy_units(), stage(), communicator, host_memory());
+    require(store.bytes()["exp_avg"] == 0 && !store.holds(0, Role::exp_avg), "states of nobody");
+    const std::string message = message_of([&] { store.block(0, Role::exp_avg); });
+    require(message.find("no optimizer asked for exp_avg") != std::string::npos, "got: " + message);
+  });
+}
+
+TEST_P(Stores, HoldTheStatesThatTheLastOptimizerAskedFor) {
+  run([&](Communicator&, ShardStore& store) {
+    std::ranges::fill(store.block(0, Role::exp_avg), 1.0F);
+    store.hold_states(std::array{Role::exp_avg}, host_memory());
+    require(!store.holds(0, Role::exp_avg_sq) && store.bytes()["exp_avg_sq"] == 0, "a state that nobody wants");
+    const std::span<const float> state = store.block(0, Role::exp_avg);
+    require(std::ranges::count(state, 0.0F) == static_cast<std::ptrdiff_t>(state.size()), "an old state");
   });
 }
 
@@ -152,8 +173,9 @@ TEST(ShardStore, RefusesFormatsThatDoNotGoTogether) {
 TEST(ShardStore, KeepsWhatTheMasterFormSays) {
   const auto communicators = make_thread_communicators(1);
   for (const MasterForm master : {MasterForm::low16, MasterForm::fp32}) {
-    const ShardStore store(toy_units(DType::bf16), Stage(3), *communicators[0], host_memory(),
-                           {.master = master, .transient = {}});
+    ShardStore store(toy_units(DType::bf16), Stage(3), *communicators[0], host_memory(),
+                     {.master = master, .transient = {}});
+    store.hold_states(states_of_adamw, host_memory());
     std::size_t elements = 0, trained = 0;
     for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
       elements += store.layout(unit).numel();

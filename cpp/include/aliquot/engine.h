@@ -52,8 +52,8 @@ struct EngineStatistics {
 class DeviceReducer;
 class DeviceAdamW;
 
-/// Memory of `device` for one engine with these arguments: all that it will hold, but for an optimizer's tables, in
-/// one piece. Collective where communicator.maps_peers(), whatever the options, and elsewhere if
+/// Memory of `device` for one engine with these arguments: all that it will hold, but for an optimizer's states and
+/// tables, in one piece. Collective where communicator.maps_peers(), whatever the options, and elsewhere if
 /// options.register_memory; then `communicator` must outlive it. What peers map is free when every rank has destroyed
 /// its own.
 /// \throws OutOfMemory, with the figures, if it can't be had, or a peer can't have its own; DeviceError
@@ -104,10 +104,10 @@ class Engine {
   /// set_groups() comes first. On a device the host does not wait: what is returned is the latest result that it knows
   /// of, of this step or one before, and device_state() is that of this one.
   StepResult step(std::span<const AdamWGroup> groups, std::optional<double> max_norm, Stream stream = {});
-  /// Which group each parameter is in.
+  /// An AdamW with new moments, and which group each parameter is in. \throws OutOfMemory
   void set_groups(Grouping grouping);
   /// What the loss was multiplied with, and so the gradients since the last clear: norms, clipping and updates are of
-  /// what they are without it. 1 from set_groups() on. A step that is skipped leaves `overflow`.
+  /// what they are without it. 1 from set_groups() on. A step or begin_update that skips leaves `overflow`.
   void set_loss_scale(const LossScale& scale, Stream stream = {});
   /// Moves it on, by the steps since the last time. On a device the host does not wait.
   void update_loss_scale(const ScaleRule& rule, Stream stream = {});
@@ -115,6 +115,28 @@ class Engine {
   LossScale loss_scale(Stream stream = {}) const;
   /// Where it is on the device, as `stream` finds it; null on CPUs.
   LossScale* device_loss_scale() const;
+  /// The same AdamW goes on with other groups.
+  void regroup(Grouping grouping);
+
+  // Instead of step(), for an optimizer of somebody else's, which updates each element by itself:
+
+  /// A part of a parameter: `numel` elements, `begin` elements into it.
+  struct Part {
+    std::size_t param = 0;  ///< index into the unit's parameters
+    std::size_t begin = 0;
+    std::size_t numel = 0;
+    void* data = nullptr;
+  };
+  /// The fp32 values of what this rank steps of the unit: of Role::param, or of Role::master where that is held. They
+  /// stay where they are. \throws InvalidArgument if they are in two halves (MasterForm::low16)
+  std::vector<Part> values_to_step(std::size_t unit) const;
+  /// Clips by `max_norm` if given. Every rank calls it, then updates unless the result says skipped, then calls
+  /// end_update. The host waits.
+  StepResult begin_update(std::optional<double> max_norm, Stream stream = {});
+  /// The gradients of the same parts, in ShardStore::gradient_dtype; null where no rank had one. After begin_update.
+  std::vector<Part> gradients_to_step(std::size_t unit) const;
+  /// Rounds what was updated to the parameters' dtype, and lets the ranks have it.
+  void end_update(Stream stream = {});
   /// The scalars of the last step, where `stream` has come to its end (cuda::StepState); null on CPUs.
   const void* device_state() const;
   /// Every rank calls it. The host waits.
@@ -155,9 +177,17 @@ class Engine {
  private:
   void spread(Role role, Stream stream);
   void release_held(Stream stream);
+  void require_groups(const char* verb) const;
+  void end_graphs(Stream stream);
+  void round_master(std::size_t unit, Stream stream);
+  void share_update(Stream stream);
+  std::vector<Part> parts_to_step(std::size_t unit, Role role) const;
+  /// What gradients multiply with: the clip factor over the loss scale, which learns whether the step is skipped.
+  float grad_scale(double norm, std::optional<double> max_norm, bool skipped, Stream stream);
   StepResult step_on_host(std::span<const AdamWGroup> groups, std::optional<double> max_norm);
 
   Communicator& communicator_;
+  std::unique_ptr<MemoryResource> more_;  ///< on a device: what an optimizer takes is in no plan
   ShardStore store_;
   Gatherer gatherer_;
   MemoryResource& memory_;
@@ -168,8 +198,9 @@ class Engine {
   std::vector<bool> held_;
   Timeline* timeline_ = nullptr;
   double step_seconds_ = 0;
-  StepCounts counts_;     ///< on CPUs, as is
-  LossScale loss_scale_;  ///< this
+  StepCounts counts_;     ///< on CPUs, and of begin_update
+  LossScale loss_scale_;  ///< unless it is on a device
+  Presence present_;      ///< at the last begin_update
 };
 
 }  // namespace aliquot

@@ -2,13 +2,16 @@
 /// Update rules over the parameters that a rank steps.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "aliquot/memory_resource.h"
 #include "aliquot/shard_store.h"
 #include "aliquot/timeline.h"
 
@@ -49,12 +52,17 @@ struct StepResult {
   StepCounts counts;      ///< with this step
 };
 
+inline constexpr std::array states_of_adamw{Role::exp_avg, Role::exp_avg_sq};
+
 /// AdamW over the shards. A parameter counts its own steps, and one without a gradient is left alone: no decay, no
 /// moments, no count, as in torch.
 class AdamW {
  public:
-  /// Zeroes the moments.
-  AdamW(ShardStore& store, Grouping grouping);
+  /// Moments of zero, in `memory`, which outlives the store. \throws OutOfMemory
+  AdamW(ShardStore& store, MemoryResource& memory, Grouping grouping);
+
+  /// Parameters are in other groups from here on. Moments and counts stay.
+  void regroup(Grouping grouping) { grouping_ = std::move(grouping); }
 
   /// \param groups      hyperparameters, by group
   /// \param grad_scale  multiplies every gradient: the clip factor

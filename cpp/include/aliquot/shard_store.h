@@ -20,6 +20,7 @@ namespace aliquot {
 /// What a persistent byte is for.
 enum class Role { param, master, grad, exp_avg, exp_avg_sq };
 inline constexpr std::array all_roles{Role::param, Role::master, Role::grad, Role::exp_avg, Role::exp_avg_sq};
+inline constexpr bool is_state(Role role) { return role == Role::exp_avg || role == Role::exp_avg_sq; }
 
 std::string_view name_of(Role role);
 
@@ -44,8 +45,9 @@ struct StoreOptions {
 /// How much of a unit a rank holds.
 enum class Extent { shard, whole };
 
-/// Holds each role of each unit, whole or sharded as the stage says. Where the transport is one-sided, parameters and
-/// gradients lie in memory that peers can read. Who moves the bytes is not known here.
+/// Holds each role of each unit, whole or sharded as the stage says; the states of an optimizer from when there is one.
+/// Where the transport is one-sided, parameters and gradients lie in memory that peers can read. Who moves the bytes is
+/// not known here.
 class ShardStore {
  public:
   /// Collective over one-sided transports. \throws OutOfMemory; InvalidArgument for options that don't go with `units`
@@ -57,7 +59,11 @@ class ShardStore {
   Stage stage() const { return stage_; }
   MasterForm master_form() const { return options_.master; }
   Extent extent(Role role) const;
-  /// False for the gradients and states of a unit that does not train, and for the master of an fp32 one.
+  /// From here on each unit that trains has these states, zeroed, in one piece of `memory`, which outlives the store.
+  /// Those of an optimizer before are gone. On a device nothing may be using them. \throws OutOfMemory
+  void hold_states(std::span<const Role> states, MemoryResource& memory);
+  /// False for the gradients and states of a unit that does not train, for the master of an fp32 one, and for states
+  /// that no optimizer asked for.
   bool holds(std::size_t unit, Role role) const;
   /// Of the gradient in the store.
   DType gradient_dtype(std::size_t unit) const;
@@ -77,6 +83,8 @@ class ShardStore {
   const std::byte* mapped(std::size_t unit) const;
   /// The range of the flat unit that bytes_of() holds.
   Range held_range(std::size_t unit, Role role) const;
+  /// The range of the flat unit that this rank steps: that of masters and states. Empty if the unit does not train.
+  Range stepped_range(std::size_t unit) const;
 
   // The same as fp32, for units and roles that are.
 
@@ -100,7 +108,7 @@ class ShardStore {
   struct Block {
     Buffer buffer;                    ///< private memory, or
     PeerMemory peers;                 ///< this rank's part of shared memory, or
-    std::shared_ptr<std::byte> lent;  ///< transient memory
+    std::shared_ptr<std::byte> lent;  ///< transient memory, or a part of that of all states
     std::size_t bytes = 0;
     std::byte* data(int rank) const {
       if (peers.base) return peers.part(rank);
@@ -119,6 +127,7 @@ class ShardStore {
   Stage stage_;
   StoreOptions options_;
   int rank_;
+  std::vector<Role> states_;
   std::vector<std::array<Block, all_roles.size()>> blocks_;
 };
 

@@ -1,0 +1,148 @@
+"""What every optimizer of a sharded model does: when it may step, what it says of gradients, which groups it has."""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, overload
+
+import torch
+from torch import nn
+
+from aliquot import _core
+from aliquot._core import Error, InvalidArgument
+from aliquot.passes import require_finished
+from aliquot.places import Place
+from aliquot.sharded import ShardedModel, sharded
+from aliquot.tensors import TENSORS
+
+logger = logging.getLogger("aliquot")
+
+Params = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+
+
+class ShardedOptimizer(torch.optim.Optimizer):
+    """Steps what this rank holds of a sharded model, from the gradients in the store."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Params | None,
+        defaults: dict[str, Any],
+        max_grad_norm: float | None,
+        max_skipped: int,
+    ) -> None:
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise InvalidArgument(f"max_grad_norm is {max_grad_norm}; it is positive, or None")
+        self.model = sharded(model)
+        self.max_grad_norm = max_grad_norm
+        self.max_skipped = max_skipped
+        self.skipped_in_a_row = 0
+        self._result: _core.StepResult | None = None
+        self._made = False
+        super().__init__(model.parameters() if params is None else params, defaults)
+        self._begin()
+        self._made = True
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Makes the states, of `param_groups`."""
+
+    @abstractmethod
+    def _extend(self, group: dict[str, Any]) -> None:
+        """Takes one more of `param_groups`."""
+
+    @abstractmethod
+    def _update(self) -> _core.StepResult:
+        """Updates the parameters, or skips."""
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Updates the parameters from the gradients in the store. Every rank calls it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        require_reduced(self.model)
+        self.model.require_bound()
+        result = self._update()
+        self.model.passes.end_step()
+        self.model.note_change()
+        self._note(result)
+        return loss
+
+    @property
+    def grad_norm(self) -> torch.Tensor:
+        """Norm of the last step's gradients before clipping, a scalar on the model's device; NaN if not finite.
+
+        A copy; asking for it does not wait.
+        """
+        if address := self.model.engine.device_state():
+            return self.model.tensor_at(address, (), torch.float64).float()
+        return torch.tensor(math.nan if self._result is None or self._result.skipped else self._result.grad_norm)
+
+    def _note(self, result: _core.StepResult) -> None:
+        """On a device the result may be of an earlier step than the last: the host does not wait."""
+        new = self._result is None or result.steps_skipped > self._result.steps_skipped
+        self._result = result
+        self.skipped_in_a_row = result.skipped_in_a_row
+        if not (result.skipped and new):
+            return
+        logger.warning("step skipped: the gradient of %s is not finite", result.first_bad)
+        if self.skipped_in_a_row >= self.max_skipped:
+            raise Error(
+                f"{self.skipped_in_a_row} steps in a row were skipped, last because the gradient of {result.first_bad} "
+                "is not finite; the parameters are as before the first of them"
+            )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets all gradients; `set_to_none` is there for torch's signature."""
+        self.model.engine.clear_gradients(self.model.stream())
+        for unit in self.model.units:
+            unit.drop_gradients()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Steps more of the model's parameters from here on. Every rank calls it, between steps."""
+        super().add_param_group(param_group)
+        if not self._made:
+            return
+        try:
+            self._extend(self.param_groups[-1])
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def state_dict(self) -> NoReturn:
+        """An error: states are sharded."""
+        raise Error("this rank holds a part of the optimizer's states, and this version can't save them")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> NoReturn:
+        """An error: states are sharded."""
+        raise Error("optimizer states are sharded, and this version can't load them")
+
+    def _place_of(self, param: nn.Parameter) -> Place:
+        place = param.__dict__.get("_aliquot")
+        if not isinstance(place, Place) or place.model is not self.model:
+            raise InvalidArgument(
+                f"{type(self).__name__}: params= holds a parameter that is not one of the sharded model's"
+            )
+        return place
+
+
+def require_reduced(model: ShardedModel) -> None:
+    """Refuses to use gradients that are not there yet."""
+    require_finished(model.passes)
+    for unit in model.units:
+        if unit.private:
+            raise Error("within aliquot.gathered the parameters are private copies: step and clip outside of it")
+        if TENSORS.gradients(unit.params):
+            raise Error(
+                f"gradients of unit '{unit.name}' were not reduced. They come from a backward under aliquot.no_sync "
+                "(run the last one before the step outside of it), or from one that did not pass the forward of "
+                "a module that aliquot.shard hooked (call the model itself, or name the modules you call in units=)"
+            )
