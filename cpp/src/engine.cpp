@@ -111,9 +111,9 @@ void Engine::spread(Role role, Stream stream) {
 
 void Engine::set_groups(Grouping grouping) {
   optimizer_ = {};  // before its states
-  loss_scale_ = {};
   if (on_cpu(memory_)) {
     optimizer_ = std::make_unique<AdamW>(store_, memory_, std::move(grouping));
+    loss_scale_ = {};
   } else {
     optimizer_ = std::make_unique<DeviceAdamW>(store_, communicator_, *more_, grouping);
   }
@@ -161,12 +161,20 @@ void Engine::end_graphs(Stream stream) {
 StepResult Engine::begin_update(std::optional<double> max_norm, Stream stream) {
   end_graphs(stream);
   GradientReport report = gradient_report(stream);
+  present_ = std::move(report.present);
+  return judge(report, max_norm, stream);
+}
+
+StepResult Engine::judge(const GradientReport& report, std::optional<double> max_norm, Stream stream) {
   const bool skipped = report.non_finite > 0;
   counts_.add(skipped);
-  const float factor = grad_scale(report.norm, max_norm, skipped, stream);
-  if (!skipped && factor != 1) scale_gradients(factor, stream);
-  present_ = std::move(report.present);
-  return {report.norm, skipped, report.first_bad, counts_};
+  LossScale scale = loss_scale(stream);
+  if (skipped) {
+    scale.overflow = 1;
+    set_loss_scale(scale, stream);
+  }
+  const float clip = max_norm ? clip_factor(report.norm, *max_norm) : 1.0F;
+  return {report.norm, skipped, report.first_bad, counts_, clip / scale.scale};
 }
 
 void Engine::end_update(Stream stream) {
@@ -218,20 +226,11 @@ StepResult Engine::step(std::span<const AdamWGroup> groups, std::optional<double
 
 StepResult Engine::step_on_host(std::span<const AdamWGroup> groups, std::optional<double> max_norm) {
   const GradientReport report = gradient_report();
-  const bool skipped = report.non_finite > 0;
-  counts_.add(skipped);
-  const float factor = grad_scale(report.norm, max_norm, skipped, {});
-  if (!skipped) std::get<std::unique_ptr<AdamW>>(optimizer_)->step(groups, report.present, factor);
-  return {report.norm, skipped, report.first_bad, counts_};
-}
-
-float Engine::grad_scale(double norm, std::optional<double> max_norm, bool skipped, Stream stream) {
-  LossScale scale = loss_scale(stream);
-  if (skipped) {
-    scale.overflow = 1;
-    set_loss_scale(scale, stream);
+  StepResult result = judge(report, max_norm, {});
+  if (!result.skipped) {
+    std::get<std::unique_ptr<AdamW>>(optimizer_)->step(groups, report.present, result.grad_scale);
   }
-  return (max_norm ? clip_factor(norm, *max_norm) : 1.0F) / scale.scale;
+  return result;
 }
 
 const void* Engine::device_state() const {

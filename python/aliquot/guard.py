@@ -86,6 +86,10 @@ REBINDING = frozenset(
 """What would give a parameter memory of its own."""
 
 
+FREEZING = frozenset([torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__])  # type: ignore[attr-defined]
+"""What may unfreeze a parameter."""
+
+
 def _arguments(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterable[Any]:
     for arg in (*args, *kwargs.values()):
         yield from _arguments(arg, {}) if isinstance(arg, list | tuple) else (arg,)
@@ -149,7 +153,8 @@ class StoredGradient(torch.Tensor):
     @classmethod
     def of(cls, place: Place) -> StoredGradient:
         """The stand-in for the gradient of the parameter at `place`."""
-        stand_in = torch.full((), torch.nan, device=place.model.world.device).expand(place.shape).as_subclass(cls)
+        nowhere = torch.full((), torch.nan, device=place.model.world.device).to(place.gradient_dtype)
+        stand_in = nowhere.expand(place.shape).as_subclass(cls)
         stand_in._aliquot = place
         return stand_in
 
@@ -158,6 +163,8 @@ def _call_if_held(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping
     """Calls `func` if this rank holds all the values that it may use."""
     if func in REBINDING and isinstance(args[0], ShardedParameter):
         args[0]._aliquot.refuse_rebinding(func)
+    if func in FREEZING and isinstance(args[0], ShardedParameter) and all((*args[1:], *kwargs.values())):
+        args[0]._aliquot.require_trainable()
     if func not in METADATA:
         for arg in _arguments(args, kwargs):
             if isinstance(arg, StoredGradient):

@@ -172,15 +172,16 @@ class _Arrivals:
         self.passes = passes
         self.units = units
         self.params = [param for unit in units if unit.trainable for param in unit.params]
-        self.watched: set[torch.Tensor] = set()
+        self.watched: dict[torch.Tensor, int] = {}
+        """The parameters, with the ids of the hooks on them."""
 
     def watch(self) -> None:
         """Registers the hooks, once. Torch holds them where gc can't look, so they must not hold the model."""
         this = weakref.ref(self)
         for param in self.params:
             if param.requires_grad and param not in self.watched:
-                self.watched.add(param)
-                param.register_post_accumulate_grad_hook(lambda param: _arrive(this, param))  # type: ignore[no-untyped-call]
+                handle = param.register_post_accumulate_grad_hook(lambda param: _arrive(this, param))  # type: ignore[no-untyped-call]
+                self.watched[param] = handle.id
 
     def arrive(self, param: torch.Tensor) -> None:
         """The gradient of `param` is there."""
@@ -189,7 +190,13 @@ class _Arrivals:
         wanted = {param for param in self.params if param.requires_grad}
         if wanted <= self.passes.arrived:
             self.passes.arrived -= wanted
-            self.passes.post_backward(self.units)
+            if self._comes_last(param):
+                self.passes.post_backward(self.units)
+
+    def _comes_last(self, param: torch.Tensor) -> bool:
+        """No hook of the user's is still to see the gradient; else it stays for it, until the backward ends."""
+        hooks = param._post_accumulate_grad_hooks
+        return bool(next(reversed(hooks)) == self.watched[param])
 
 
 def _arrive(arrivals: weakref.ref[_Arrivals], param: torch.Tensor) -> None:

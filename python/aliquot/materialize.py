@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from aliquot._core import InvalidArgument
+from aliquot.words import in_words
 
 
 def initial_values(model: nn.Module, device: torch.device) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
@@ -51,7 +52,7 @@ def _reset(module: nn.Module, device: torch.device) -> list[tuple[nn.Parameter, 
     try:
         for name, param in mine.items():
             module._parameters[name] = nn.Parameter(
-                torch.empty(param.shape, device=device), requires_grad=param.requires_grad
+                torch.empty(param.shape, dtype=_made_in(param), device=device), requires_grad=param.requires_grad
             )
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
@@ -60,6 +61,11 @@ def _reset(module: nn.Module, device: torch.device) -> list[tuple[nn.Parameter, 
         return [(param, _value(module, name)) for name, param in mine.items()]
     finally:
         module._parameters.update(mine)
+
+
+def _made_in(param: torch.Tensor) -> torch.dtype:
+    """fp32 for what trains in fewer bits, so that masters start with all of theirs."""
+    return param.dtype if in_words(param.dtype) else torch.float32
 
 
 def _value(module: nn.Module, name: str) -> torch.Tensor:

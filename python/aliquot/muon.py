@@ -58,8 +58,9 @@ class Muon(PiecewiseOptimizer):
             if not group[name] >= 0:
                 raise InvalidArgument(f"Muon: {name} is {group[name]}")
         for place in map(self._place_of, group["params"]):
-            if len(place.shape) != 2:
-                raise InvalidArgument(f"Muon: {place.name} is no matrix, its shape is {tuple(place.shape)}")
+            if len(place.shape) != 2 or place.unit.dtype.is_complex:
+                what = f"its shape is {tuple(place.shape)}, its dtype {place.unit.dtype}"
+                raise InvalidArgument(f"Muon: {place.name} is no matrix of real numbers, {what}")
         self._settings |= {self._place_of(param): group for param in group["params"]}
         super()._extend(group)
         self._owners = self._assigned()

@@ -250,26 +250,22 @@ def _addresses(grads: list[torch.Tensor | None], dtype: torch.dtype) -> tuple[li
 
 def _complete_gradients(unit: Unit) -> tuple[list[int], list[torch.Tensor | None]]:
     """As `_addresses`, of gradients that autograd left on all parameters; empty if it has not yet."""
-    if addresses := TENSORS.gradient_addresses(unit.params, unit.dtype):
+    if not unit.dtype.is_complex and (addresses := TENSORS.gradient_addresses(unit.params, unit.dtype)):
         return addresses, []
     grads = TENSORS.gradients(unit.params)
     return _addresses(grads, unit.dtype) if all(grad is not None for grad in grads) else ([], [])
 
 
 def _plain(grad: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    if grad.dtype == dtype and grad.layout == torch.strided and grad.is_contiguous():
+    if grad.dtype == dtype and grad.layout == torch.strided and grad.is_contiguous() and not grad.is_conj():
         return grad
-    return grad.detach().to_dense().to(dtype).contiguous()
+    return grad.detach().to_dense().to(dtype).resolve_conj().contiguous()
 
 
 def _refuse_frozen(left: list[tuple[Unit, list[torch.Tensor | None]]]) -> None:
     for unit, grads in left:
         if not unit.trainable:
-            name = next(place.name for place, grad in zip(unit.places, grads, strict=True) if grad is not None)
-            raise Error(
-                f"{name} was frozen when the model was sharded and has a gradient now: it has no place for one. Set "
-                "requires_grad before aliquot.shard"
-            )
+            next(place for place, grad in zip(unit.places, grads, strict=True) if grad is not None).require_trainable()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ class Piece:
     begin: int
     """Of the parameter's elements, where it starts."""
     value: nn.Parameter
-    """Flat and fp32; over the store's own memory. Its `grad` is there during `step_pieces`."""
+    """Flat and fp32; over the store's own memory. Its `grad` is there during `step_pieces`, clipped and unscaled."""
 
 
 class PiecewiseOptimizer(ShardedOptimizer):
@@ -51,7 +51,7 @@ class PiecewiseOptimizer(ShardedOptimizer):
         result = engine.begin_update(self.max_grad_norm, stream)
         if not result.skipped:
             pieces = [piece for group in self.pieces for piece in group]
-            self._take_gradients(pieces)
+            self._take_gradients(pieces, result.grad_scale)
             with torch.no_grad():
                 self.step_pieces()
             for piece in pieces:
@@ -59,13 +59,13 @@ class PiecewiseOptimizer(ShardedOptimizer):
         engine.end_update(stream)
         return result
 
-    def _take_gradients(self, pieces: Iterable[Piece]) -> None:
+    def _take_gradients(self, pieces: Iterable[Piece], scale: float) -> None:
         values = {(piece.place, piece.begin): piece.value for piece in pieces}
         for unit in self.model.units:
             dtype = self.model.gradient_dtype(unit)
             for param, begin, numel, address in self.model.engine.gradients_to_step(unit.index):
                 if address and (value := values.get((unit.places[param], begin))) is not None:
-                    value.grad = self.model.tensor_at(address, (numel,), dtype).float()
+                    value.grad = self.model.tensor_at(address, (numel,), dtype).float() * scale
 
     @abstractmethod
     def step_pieces(self) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from aliquot._core import Error
 from aliquot.guard import StoredGradient, refuse
 from aliquot.tensors import TENSORS
+from aliquot.words import in_words
 
 if TYPE_CHECKING:
     from aliquot.sharded import ShardedModel
@@ -68,6 +69,14 @@ class Place:
         )
         refuse(self, func, "the parameter", remedy)
 
+    def require_trainable(self) -> None:
+        """Refuses to unfreeze what was frozen by `aliquot.shard`."""
+        if not self.unit.trainable:
+            raise Error(
+                f"rank {self.rank}: {self.name} was frozen when the model was sharded, so there is no place for its "
+                "gradient. What is to be unfrozen later must train at aliquot.shard: freeze it after aliquot.shard"
+            )
+
     def require_bound(self) -> None:
         """Refuses to go on where another parameter was put in this one's place."""
         if self.holder._parameters.get(self.name.rpartition(".")[2]) is not self.unit.params[self.index]:
@@ -88,8 +97,12 @@ class Place:
             return None
         if self.model.stage >= 2:
             return StoredGradient.of(self)
-        dtype = self.model.gradient_dtype(self.unit)
-        return self.model.view_as(self.model.engine.whole_gradient(self.unit.index), self, dtype)
+        return self.model.view_as(self.model.engine.whole_gradient(self.unit.index), self, self.gradient_dtype)
+
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        """Of the gradient in the store, as one of torch's."""
+        return self.unit.dtype if in_words(self.unit.dtype) else self.model.gradient_dtype(self.unit)
 
     def set_gradient(self, value: torch.Tensor | None) -> None:
         """What `param.grad = value` does: None drops the gradient in the store."""

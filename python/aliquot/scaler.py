@@ -43,9 +43,7 @@ class GradScaler:
         enabled: bool = True,
     ) -> None:
         if not isinstance(optimizer, ShardedOptimizer):
-            raise InvalidArgument(
-                f"GradScaler takes an optimizer of a sharded model, as aliquot.AdamW, not a {type(optimizer).__name__}"
-            )
+            raise InvalidArgument(f"GradScaler takes an optimizer of Aliquot's, not a {type(optimizer).__name__}")
         if growth_interval is None:
             growth_factor = backoff_factor = STEADY
             growth_interval = 1

@@ -19,6 +19,7 @@ from aliquot.precision import NAMES, Precision, precision_of
 from aliquot.sharded import ShardedModel, remember
 from aliquot.units import Plan, Units, plan_units
 from aliquot.values import writing
+from aliquot.words import dtype_in_store, numel_in_store
 from aliquot.world import init
 
 
@@ -78,6 +79,12 @@ def _check(model: nn.Module, stage: int) -> None:
     for name, param in model.named_parameters():
         if "_aliquot" in param.__dict__:
             raise InvalidArgument(f"{name} belongs to another sharded model already")
+        if type(param) is not nn.Parameter:
+            raise InvalidArgument(
+                f"{name} is a {type(param).__name__}, whose behaviour it would lose in the store. Call aliquot.shard "
+                "before parameters are wrapped, run a lazy module once before it, or keep quantized values as plain "
+                "integer parameters or as buffers"
+            )
 
 
 def _specs(plan: Plan) -> list[_core.UnitSpec]:
@@ -85,9 +92,10 @@ def _specs(plan: Plan) -> list[_core.UnitSpec]:
         _core.UnitSpec(
             name=group.name,
             params=[
-                _core.ParamSpec(name, param.numel()) for name, param in zip(group.names, group.params, strict=True)
+                _core.ParamSpec(name, numel_in_store(param.shape, group.dtype))
+                for name, param in zip(group.names, group.params, strict=True)
             ],
-            dtype=NAMES[group.dtype],
+            dtype=NAMES[dtype_in_store(group.dtype)],
             trainable=group.trainable,
             encloses_units=group.encloses_units,
         )

@@ -17,6 +17,7 @@ from aliquot.places import Place
 from aliquot.precision import NAMES, Precision
 from aliquot.unit import Unit
 from aliquot.units import Group, Plan
+from aliquot.words import dtype_in_store, from_words, in_words, numel_in_store
 from aliquot.world import World
 
 if TYPE_CHECKING:
@@ -71,9 +72,9 @@ class ShardedModel:
                 place.require_bound()
 
     def gradient_dtype(self, unit: Unit) -> torch.dtype:
-        """Of the unit's gradients in the store."""
-        bf16 = unit.dtype != torch.float32 and self.precision.gradients == "bf16"
-        return torch.bfloat16 if bf16 else torch.float32
+        """Of the numbers that the unit's gradients are in the store."""
+        halves = dtype_in_store(unit.dtype) != torch.float32
+        return torch.bfloat16 if halves and self.precision.gradients == "bf16" else torch.float32
 
     def view(self, address: int, place: Place) -> torch.Tensor:
         """The tensor of the parameter at `place` in the flat unit at `address`."""
@@ -83,8 +84,12 @@ class ShardedModel:
         """The same in a flat unit of `dtype`."""
         if place.shape.numel() == 0:
             return torch.empty(place.shape, dtype=dtype, device=self.world.device)
-        start = address + dtype.itemsize * self.engine.offset(place.unit.index, place.index)
-        return self.tensor_at(start, place.shape, dtype)
+        stored = dtype_in_store(dtype)
+        start = address + stored.itemsize * self.engine.offset(place.unit.index, place.index)
+        if not in_words(dtype):
+            return self.tensor_at(start, place.shape, dtype)
+        words = self.tensor_at(start, [numel_in_store(place.shape, dtype)], stored)
+        return from_words(words, place.shape, dtype)
 
     def tensor_at(self, address: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor over memory of the engine."""
@@ -130,7 +135,7 @@ class ShardedModel:
 
 def _detach_values(param: nn.Parameter, dtype: torch.dtype, device: torch.device) -> None:
     """Frees the values, also of a parameter on the meta device; it stays the same object, of the same shape."""
-    nowhere = torch.full((), torch.nan, dtype=dtype, device=device).expand(param.shape)
+    nowhere = torch.full((), torch.nan, device=device).to(dtype).expand(param.shape)
     param.grad = None
     if param.is_meta:
         stand_in = nn.Parameter(nowhere, requires_grad=param.requires_grad)

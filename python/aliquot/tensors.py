@@ -29,11 +29,19 @@ def _in_other(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any
     if isinstance(value, list | tuple):
         return type(value)(map_tensors(change, item) for item in value)
     if isinstance(value, dict):
-        value.update({key: map_tensors(change, item) for key, item in value.items()})
+        _change_items(change, value)
     elif is_dataclass(value) and not isinstance(value, type):
         for item in fields(value):
             map_tensors(change, getattr(value, item.name))
     return value
+
+
+def _change_items(change: Callable[[torch.Tensor], torch.Tensor], items: dict[Any, Any]) -> None:
+    """One by one, and only what became another object: classes of dicts may refuse `update`, or any change."""
+    for key, item in list(items.items()):
+        changed = map_tensors(change, item)
+        if changed is not item:
+            items[key] = changed
 
 
 map_tensors = Walk(torch.Tensor, _in_other)

@@ -10,6 +10,7 @@ from torch import nn
 
 from aliquot._core import InvalidArgument
 from aliquot.precision import NAMES, Precision
+from aliquot.words import dtype_in_unit
 
 Units = Sequence[type[nn.Module]] | Sequence[nn.Module] | None
 
@@ -69,14 +70,18 @@ def _groups(
 ) -> list[Group]:
     alike: dict[tuple[bool, torch.dtype], list[tuple[str, nn.Parameter]]] = {}
     for param_name, param in params:
-        dtype = precision.dtype_of(param_name, param, param in kept)
+        dtype = dtype_in_unit(param_name, param, precision, param in kept)
         alike.setdefault((param.requires_grad, dtype), []).append((param_name, param))
     dtypes = {dtype for _, dtype in alike}
     groups = []
     for (trainable, dtype), chosen in sorted(alike.items(), key=lambda item: not item[0][0]):
-        label = name + " (frozen)" * (not trainable) + f" ({NAMES[dtype]})" * (len(dtypes) > 1)
+        label = name + " (frozen)" * (not trainable) + f" ({_label(dtype)})" * (len(dtypes) > 1)
         groups.append(Group(label, [n for n, _ in chosen], [p for _, p in chosen], dtype, trainable, encloses_units))
     return groups
+
+
+def _label(dtype: torch.dtype) -> str:
+    return NAMES.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def _share(model: nn.Module, unit_of: dict[nn.Module, nn.Module], plan: Plan) -> None:

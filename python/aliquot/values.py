@@ -12,6 +12,7 @@ from aliquot._core import Error, InvalidArgument
 from aliquot.places import Place
 from aliquot.sharded import ShardedModel, sharded
 from aliquot.unit import Unit
+from aliquot.words import dtype_in_store, from_words, in_words, numel_in_store, to_words
 
 Write = Callable[[Place, torch.Tensor], None]
 
@@ -24,7 +25,7 @@ def writing(model: ShardedModel) -> Iterator[Write]:
     """Within it, every rank writes the same parameters in the same order; rank 0's values count. Collective."""
 
     def write(place: Place, value: torch.Tensor) -> None:
-        same = value.detach().to(model.world.device, torch.float32, copy=True).contiguous()
+        same = _in_store(value.detach(), place)
         if same.numel():
             model.broadcast(place.name, same)
             model.engine.write(place.unit.index, place.index, same.data_ptr(), model.stream())
@@ -36,13 +37,22 @@ def writing(model: ShardedModel) -> Iterator[Write]:
         model.engine.end_write(model.stream())
 
 
+def _in_store(value: torch.Tensor, place: Place) -> torch.Tensor:
+    """A copy of the parameter's value as the engine takes it: contiguous fp32 numbers, or words."""
+    device = place.model.world.device
+    if in_words(place.unit.dtype):
+        return to_words(value.to(device, place.unit.dtype))
+    return value.to(device, torch.float32, copy=True).contiguous()
+
+
 def read_unit(model: ShardedModel, unit: Unit) -> list[torch.Tensor]:
     """Private copies of the unit's full parameters. Collective on two-sided transports."""
-    flat = torch.empty(model.engine.numel(unit.index), dtype=unit.dtype, device=model.world.device)
+    stored = dtype_in_store(unit.dtype)
+    flat = torch.empty(model.engine.numel(unit.index), dtype=stored, device=model.world.device)
     model.engine.read(unit.index, flat.data_ptr(), model.stream())
     offsets = [model.engine.offset(unit.index, place.index) for place in unit.places]
     return [
-        flat[start : start + place.shape.numel()].view(place.shape)
+        from_words(flat[start : start + numel_in_store(place.shape, unit.dtype)], place.shape, unit.dtype)
         for start, place in zip(offsets, unit.places, strict=True)
     ]
 

@@ -120,6 +120,7 @@ void register_values(py::module_& module) {
       .def_readonly("grad_norm", &StepResult::grad_norm)
       .def_readonly("skipped", &StepResult::skipped)
       .def_readonly("first_bad", &StepResult::first_bad)
+      .def_readonly("grad_scale", &StepResult::grad_scale)
       .def_property_readonly("steps_skipped", [](const StepResult& self) { return self.counts.skipped; })
       .def_property_readonly("skipped_in_a_row", [](const StepResult& self) { return self.counts.skipped_in_a_row; });
   py::class_<LossScale>(module, "LossScale")

@@ -23,7 +23,9 @@ class Stranger {
  public:
   StepResult step(Engine& engine) {
     const StepResult result = engine.begin_update(toy_max_norm);
-    for (std::size_t unit = 0; unit < engine.unit_count() && !result.skipped; ++unit) update(engine, unit);
+    for (std::size_t unit = 0; unit < engine.unit_count() && !result.skipped; ++unit) {
+      update(engine, unit, result.grad_scale);
+    }
     engine.end_update();
     engine.clear_gradients();
     return result;
@@ -35,7 +37,7 @@ class Stranger {
     std::vector<float> exp_avg, exp_avg_sq;
   };
 
-  void update(Engine& engine, std::size_t unit) {
+  void update(Engine& engine, std::size_t unit, float grad_scale) {
     const std::vector<Engine::Part> values = engine.values_to_step(unit), gradients = engine.gradients_to_step(unit);
     require(values.size() == gradients.size(), "as many gradients as values");
     for (std::size_t i = 0; i < values.size(); ++i) {
@@ -44,7 +46,10 @@ class Stranger {
       State& state = states_[{unit, values[i].param, values[i].begin}];
       state.exp_avg.resize(numel);
       state.exp_avg_sq.resize(numel);
-      adamw({.lr = toy_groups[0].lr, .weight_decay = toy_groups[0].weight_decay, .step = ++state.steps},
+      adamw({.lr = toy_groups[0].lr,
+             .weight_decay = toy_groups[0].weight_decay,
+             .step = ++state.steps,
+             .grad_scale = grad_scale},
             {static_cast<float*>(values[i].data), numel}, {static_cast<const float*>(gradients[i].data), numel},
             state.exp_avg, state.exp_avg_sq);
     }

@@ -154,6 +154,30 @@ def small_gradients(rank: int, enabled: bool) -> bool:
     return not torch.equal(after["weight"], before["weight"])
 
 
+def overflow_in_torchs_adamw(rank: int) -> None:
+    """An optimizer of torch's over the shards: the same scale is in its gradients, and the same step is skipped."""
+    weights = []
+    for scaled in (False, True):
+        model = aliquot.shard(built(CASE), precision=aliquot.Precision("bf16", master="fp32"))
+        optimizer = aliquot.TorchOptimizer(model, torch.optim.AdamW, lr=1e-2, max_grad_norm=0.1)
+        scaler = aliquot.GradScaler(optimizer, init_scale=2.0**6, growth_interval=3, enabled=scaled)
+        for step in range(STEPS):
+            for bad in (True, False) if step == 2 else (False,):
+                optimizer.zero_grad()
+                loss = square_loss(model, Turn(rank, step)).float()
+                scaler.scale(loss * (math.inf if bad and rank == 1 else 1.0)).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                assert (optimizer.skipped_in_a_row == 1) == bad
+        weights.append(aliquot.full_state_dict(model, all_ranks=True))
+        assert aliquot.stats(model).skipped == 1
+    assert_same_bits(*weights)
+
+
+def test_overflows_skip_the_step_of_torchs_optimizers() -> None:
+    run_ranks(2, overflow_in_torchs_adamw)
+
+
 def test_small_gradients_survive_fp16() -> None:
     assert run_ranks(2, small_gradients, True) == [True, True]
     assert run_ranks(2, small_gradients, False) == [False, False]

@@ -131,7 +131,7 @@ def test_ranks_share_the_matrices() -> None:
 
 def refuse_vectors(rank: int) -> None:
     model = aliquot.shard(nn.Linear(2, 2))
-    with pytest.raises(aliquot.InvalidArgument, match="bias is no matrix"):
+    with pytest.raises(aliquot.InvalidArgument, match="bias is no matrix of real numbers"):
         aliquot.Muon(model, params=model.parameters())
     with pytest.raises(aliquot.InvalidArgument, match="adjust_lr_fn"):
         aliquot.Muon(model, params=[model.weight], adjust_lr_fn="none")  # type: ignore[arg-type]

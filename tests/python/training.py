@@ -146,5 +146,10 @@ def assert_same_bits(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
-    difference = (actual.double() - expected.double()).norm().item()
-    return difference / expected.double().norm().item() if difference else 0.0
+    actual, expected = _reals(actual), _reals(expected)
+    difference = (actual - expected).norm().item()
+    return difference / expected.norm().item() if difference else 0.0
+
+
+def _reals(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor).double() if tensor.is_complex() else tensor.double()

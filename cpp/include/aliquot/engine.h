@@ -106,15 +106,6 @@ class Engine {
   StepResult step(std::span<const AdamWGroup> groups, std::optional<double> max_norm, Stream stream = {});
   /// An AdamW with new moments, and which group each parameter is in. \throws OutOfMemory
   void set_groups(Grouping grouping);
-  /// What the loss was multiplied with, and so the gradients since the last clear: norms, clipping and updates are of
-  /// what they are without it. 1 from set_groups() on. A step or begin_update that skips leaves `overflow`.
-  void set_loss_scale(const LossScale& scale, Stream stream = {});
-  /// Moves it on, by the steps since the last time. On a device the host does not wait.
-  void update_loss_scale(const ScaleRule& rule, Stream stream = {});
-  /// On a device the host waits.
-  LossScale loss_scale(Stream stream = {}) const;
-  /// Where it is on the device, as `stream` finds it; null on CPUs.
-  LossScale* device_loss_scale() const;
   /// The same AdamW goes on with other groups.
   void regroup(Grouping grouping);
 
@@ -130,13 +121,23 @@ class Engine {
   /// The fp32 values of what this rank steps of the unit: of Role::param, or of Role::master where that is held. They
   /// stay where they are. \throws InvalidArgument if they are in two halves (MasterForm::low16)
   std::vector<Part> values_to_step(std::size_t unit) const;
-  /// Clips by `max_norm` if given. Every rank calls it, then updates unless the result says skipped, then calls
-  /// end_update. The host waits.
+  /// Every rank calls it, then updates with the gradients times StepResult::grad_scale, which clips them to `max_norm`
+  /// if given, unless the result says skipped; then it calls end_update. The host waits.
   StepResult begin_update(std::optional<double> max_norm, Stream stream = {});
   /// The gradients of the same parts, in ShardStore::gradient_dtype; null where no rank had one. After begin_update.
   std::vector<Part> gradients_to_step(std::size_t unit) const;
   /// Rounds what was updated to the parameters' dtype, and lets the ranks have it.
   void end_update(Stream stream = {});
+
+  /// What the loss was multiplied with, and so the gradients since the last clear: norms, clipping and updates are of
+  /// what they are without it. 1 from set_groups() on. A step that is skipped leaves `overflow`.
+  void set_loss_scale(const LossScale& scale, Stream stream = {});
+  /// Moves it on, by the steps since the last time. On a device the host does not wait.
+  void update_loss_scale(const ScaleRule& rule, Stream stream = {});
+  /// On a device the host waits.
+  LossScale loss_scale(Stream stream = {}) const;
+  /// Where it is on the device, as `stream` finds it; null on CPUs.
+  LossScale* device_loss_scale() const;
   /// The scalars of the last step, where `stream` has come to its end (cuda::StepState); null on CPUs.
   const void* device_state() const;
   /// Every rank calls it. The host waits.
@@ -181,9 +182,8 @@ class Engine {
   void end_graphs(Stream stream);
   void round_master(std::size_t unit, Stream stream);
   void share_update(Stream stream);
+  StepResult judge(const GradientReport& report, std::optional<double> max_norm, Stream stream);
   std::vector<Part> parts_to_step(std::size_t unit, Role role) const;
-  /// What gradients multiply with: the clip factor over the loss scale, which learns whether the step is skipped.
-  float grad_scale(double norm, std::optional<double> max_norm, bool skipped, Stream stream);
   StepResult step_on_host(std::span<const AdamWGroup> groups, std::optional<double> max_norm);
 
   Communicator& communicator_;
@@ -198,8 +198,8 @@ class Engine {
   std::vector<bool> held_;
   Timeline* timeline_ = nullptr;
   double step_seconds_ = 0;
-  StepCounts counts_;     ///< on CPUs, and of begin_update
-  LossScale loss_scale_;  ///< unless it is on a device
+  StepCounts counts_;     ///< on CPUs, and of begin_update; on CPUs, as is
+  LossScale loss_scale_;  ///< this
   Presence present_;      ///< at the last begin_update
 };
 

@@ -50,6 +50,8 @@ struct StepResult {
   bool skipped = false;   ///< gradients were not finite: nothing was changed, on any rank
   std::string first_bad;  ///< parameter
   StepCounts counts;      ///< with this step
+  float grad_scale = 1;   ///< what the gradients multiply with: clipped, and without the loss scale. On a device it is
+                          ///< StepState's
 };
 
 inline constexpr std::array states_of_adamw{Role::exp_avg, Role::exp_avg_sq};
