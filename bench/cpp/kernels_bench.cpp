@@ -18,7 +18,7 @@
 namespace aliquot {
 namespace {
 
-/// Four arrays of `count` reproducible numbers in [0, 1), enough for any kernel.
+/// Five arrays of `count` reproducible numbers in [0, 1), enough for any kernel.
 class Arrays {
  public:
   explicit Arrays(std::size_t count) : count_(count) {
@@ -36,7 +36,7 @@ class Arrays {
   std::span<float> of(const Buffer& buffer) const { return {reinterpret_cast<float*>(buffer.data()), count_}; }
 
   std::size_t count_;
-  std::array<Buffer, 4> buffers_;
+  std::array<Buffer, 5> buffers_;
 };
 
 using Kernel = GradStatistics (*)(const Arrays&);
@@ -60,6 +60,24 @@ GradStatistics statistics(const Arrays& arrays) { return grad_statistics(arrays[
 
 GradStatistics update(const Arrays& arrays) {
   adamw({.step = 10, .grad_scale = 0.5f}, arrays[0], arrays[1], arrays[2], arrays[3]);
+  return {};
+}
+
+GradStatistics update_bf16(const Arrays& arrays) {
+  const Weights weights{arrays[4].data(), DType::bf16, arrays[0].data(), Master::fp32};
+  adamw({.step = 10, .grad_scale = 0.5f}, weights, arrays[1], arrays[2], arrays[3]);
+  return {};
+}
+
+template <DType dtype>
+GradStatistics round_array(const Arrays& arrays) {
+  cast(arrays[0].data(), DType::fp32, arrays[1].data(), dtype, arrays[0].size());
+  return {};
+}
+
+template <DType dtype>
+GradStatistics widen_array(const Arrays& arrays) {
+  cast(arrays[0].data(), dtype, arrays[1].data(), DType::fp32, arrays[0].size());
   return {};
 }
 
@@ -119,6 +137,11 @@ BENCHMARK_CAPTURE(kernel_beside_copy, reduce_assign, mean_of_two<Accumulate::no>
 BENCHMARK_CAPTURE(kernel_beside_copy, reduce_add, mean_of_two<Accumulate::yes>, 16)->Apply(sizes_and_threads);
 BENCHMARK_CAPTURE(kernel_beside_copy, grad_statistics, statistics, 4)->Apply(sizes_and_threads);
 BENCHMARK_CAPTURE(kernel_beside_copy, adamw, update, 28)->Apply(sizes_and_threads);
+BENCHMARK_CAPTURE(kernel_beside_copy, adamw_bf16, update_bf16, 30)->Apply(sizes_and_threads);
+BENCHMARK_CAPTURE(kernel_beside_copy, to_bf16, round_array<DType::bf16>, 6)->Apply(sizes_and_threads);
+BENCHMARK_CAPTURE(kernel_beside_copy, from_bf16, widen_array<DType::bf16>, 6)->Apply(sizes_and_threads);
+BENCHMARK_CAPTURE(kernel_beside_copy, to_fp16, round_array<DType::fp16>, 6)->Apply(sizes_and_threads);
+BENCHMARK_CAPTURE(kernel_beside_copy, from_fp16, widen_array<DType::fp16>, 6)->Apply(sizes_and_threads);
 
 }  // namespace
 }  // namespace aliquot

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,7 +36,7 @@ class Precision:
     """What the gradients of 16-bit parameters are kept in, once summed in fp32. bf16, on GPUs, takes half the memory,
     and rounds the sum of each micro-step."""
 
-    keep_fp32: tuple[type[nn.Module] | nn.Module, ...] = ()
+    keep_fp32: Sequence[type[nn.Module] | nn.Module] = ()
     """Module classes, or modules of the model, whose parameters and buffers are fp32 and that compute in it, with all
     that is in them. What goes in is cast to fp32, and what comes out to `params`, or to the dtype of what went in."""
     casts_inputs: bool = True
@@ -46,6 +46,10 @@ class Precision:
         _require("params", self.params, (None, *TRAINED))
         _require("master", self.master, (None, "split", "fp32"))
         _require("gradients", self.gradients, ("fp32", "bf16"))
+        if not isinstance(self.keep_fp32, Sequence):
+            raise InvalidArgument(
+                f"Precision: keep_fp32 is {self.keep_fp32!r:.200}; it is a list of module classes, or of modules"
+            )
         if self.params is not None:
             self.keeps_fp32_masters([TRAINED[self.params]])
 
@@ -73,21 +77,21 @@ class Precision:
 
     def kept_in(self, model: nn.Module) -> Iterator[nn.Module]:
         """The outermost modules that are kept in fp32."""
+        classes = tuple(kept for kept in self.keep_fp32 if isinstance(kept, type))
         pending = [model]
         while pending:
             module = pending.pop()
-            if any(isinstance(module, kept) if isinstance(kept, type) else module is kept for kept in self.keep_fp32):
+            if isinstance(module, classes) or module in self.keep_fp32:
                 yield module
             else:
                 pending += module.children()
 
-    def require_there(self, model: nn.Module) -> None:
-        """Refuses to keep what the model doesn't have."""
-        inside = list(model.modules())
-        for kept in self.keep_fp32:
-            there = any(isinstance(m, kept) if isinstance(kept, type) else m is kept for m in inside)
-            if not there:
-                raise InvalidArgument(f"Precision: keep_fp32 holds {kept!r:.200}, which is not in the model")
+    def require_kept(self, model: nn.Module) -> None:
+        """Refuses to keep a module of another model, or nothing at all."""
+        inside = set(model.modules())
+        others = [kept for kept in self.keep_fp32 if isinstance(kept, nn.Module) and kept not in inside]
+        if others or (self.keep_fp32 and next(self.kept_in(model), None) is None):
+            raise InvalidArgument(f"Precision: keep_fp32 holds {others or self.keep_fp32!r:.200}: not in the model")
 
 
 def _require(field: str, value: str | None, choices: Iterable[str | None]) -> None:

@@ -48,7 +48,7 @@ def shard(
     """
     _check(model, stage)
     chosen = precision_of(precision)
-    chosen.require_there(model)
+    chosen.require_kept(model)
     world = init()
     plan = plan_units(model, units, chosen)
     require_agreement(world.communicator, _description(plan, stage))

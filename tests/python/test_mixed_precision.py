@@ -169,7 +169,10 @@ def refused(rank: int) -> None:
     with pytest.raises(aliquot.InvalidArgument, match="keep_fp32"):
         aliquot.shard(Chain(), precision=keeping("bf16", nn.BatchNorm2d))
     with pytest.raises(aliquot.InvalidArgument, match="keep_fp32"):
-        aliquot.shard(Chain(), precision=keeping("bf16", nn.Linear(2, 2)))
+        aliquot.shard(Chain(), precision=keeping("bf16", nn.LayerNorm, nn.Linear(2, 2)))
+    with pytest.raises(aliquot.InvalidArgument, match="keep_fp32"):
+        aliquot.Precision("bf16", keep_fp32=nn.LayerNorm)  # type: ignore[arg-type]
+    aliquot.shard(Chain(), precision=keeping("bf16", nn.BatchNorm2d, nn.LayerNorm))
 
 
 def test_what_is_not_there_is_refused() -> None:

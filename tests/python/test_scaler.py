@@ -99,6 +99,44 @@ def test_overflows_skip_and_scales_leave_no_trace(precision: str, transport: Tra
             assert_same_bits(mine, expected)
 
 
+def other_optimizers(rank: int, name: str, params: Any, scaled: bool) -> dict[str, Tensor]:
+    """Those that step pieces: the scale is taken out of the gradients in the store."""
+    model: Any = aliquot.shard(built(CASE), stage=2, precision=aliquot.Precision(params, master="fp32"))
+    matrices = [param for param in model.parameters() if param.dim() == 2]
+    optimizer: Any = {
+        "SGD": lambda: aliquot.TorchOptimizer(model, torch.optim.SGD, lr=0.1, momentum=0.9, max_grad_norm=0.5),
+        "LAMB": lambda: aliquot.LAMB(model, lr=1e-2),
+        "Muon": lambda: aliquot.Muon(model, lr=1e-2, params=matrices, max_grad_norm=0.5),
+    }[name]()
+    scaler = aliquot.GradScaler(optimizer, init_scale=2.0**6, growth_interval=3, enabled=scaled)
+    scales = []
+    for step in range(8):
+        for overflows in (True, False) if scaled and step in (2, 3) else (False,):
+            before = aliquot.full_state_dict(model, all_ranks=True)
+            optimizer.zero_grad()
+            loss = square_loss(model, Turn(rank, step)).float()
+            scaler.scale(loss * (math.inf if overflows and rank == 1 else 1.0)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            scales.append(scaler.get_scale())
+            if overflows:
+                assert_same_bits(aliquot.full_state_dict(model, all_ranks=True), before)
+    assert scales == ([64, 64, 32, 32, 16, 16, 16, 32, 32, 32] if scaled else [1] * 8)
+    return aliquot.full_state_dict(model, all_ranks=True)
+
+
+def other_with_and_without(rank: int, name: str, params: str) -> None:
+    mine, expected = (other_optimizers(rank, name, params, scaled) for scaled in (True, False))
+    for tensor in mine if params == "fp32" else ():
+        assert torch.equal(mine[tensor], expected[tensor]), tensor
+
+
+@pytest.mark.parametrize("name", ["SGD", "LAMB", "Muon"])
+@pytest.mark.parametrize("params", ["fp32", "fp16"])
+def test_every_optimizer_takes_the_scale_out(params: str, name: str) -> None:
+    run_ranks(2, other_with_and_without, name, params)
+
+
 def small_gradients(rank: int, enabled: bool) -> bool:
     """Of 2^-30, which fp16 can't hold."""
     model = aliquot.shard(torch.nn.Linear(WIDTH, WIDTH), precision="fp16")
