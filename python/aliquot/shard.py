@@ -14,6 +14,7 @@ from aliquot._core import InvalidArgument
 from aliquot.agreement import require_agreement
 from aliquot.hooks import install
 from aliquot.materialize import initial_values
+from aliquot.outside import serve_outside
 from aliquot.precision import NAMES, Precision, precision_of
 from aliquot.sharded import ShardedModel, remember
 from aliquot.units import Plan, Units, plan_units
@@ -40,10 +41,10 @@ def shard(
     `precision`: what parameters are computed with, and floating-point inputs of the model cast to; None leaves both
     as they are. bf16 needs a GPU; sums and masters are fp32 always (see `Precision`).
 
-    Every rank calls it with the same model; the values are those of rank 0. A model on the meta device is filled
-    by its modules' `reset_parameters`, one module at a time, on the device. Parameters and buffers come to lie on
-    `aliquot.init().device`, whatever device they were on. Frozen parameters are sharded, and have no gradient and no
-    optimizer state.
+    Every rank calls it with the same model; the values are those of rank 0. A model on the meta device is filled by its
+    own `_init_weights(module)`, or its modules' `reset_parameters`, one module at a time, on the device. Parameters and
+    buffers come to lie on `aliquot.init().device`, whatever device they were on. Frozen parameters are sharded, and have
+    no gradient and no optimizer state; they may be integers or bytes.
     """
     _check(model, stage)
     chosen = precision_of(precision)
@@ -63,6 +64,7 @@ def shard(
     _broadcast_buffers(sharded)
     remember(sharded)
     sharded.passes = install(sharded)
+    serve_outside(sharded)
     return model
 
 
