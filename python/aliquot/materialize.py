@@ -13,7 +13,6 @@ from torch import nn
 from aliquot._core import InvalidArgument
 from aliquot.words import in_words
 
-
 logger = logging.getLogger("aliquot")
 
 Initializer = partial[object]

@@ -43,8 +43,8 @@ def shard(
 
     Every rank calls it with the same model; the values are those of rank 0. A model on the meta device is filled by its
     own `_init_weights(module)`, or its modules' `reset_parameters`, one module at a time, on the device. Parameters and
-    buffers come to lie on `aliquot.init().device`, whatever device they were on. Frozen parameters are sharded, and have
-    no gradient and no optimizer state; they may be integers or bytes.
+    buffers come to lie on `aliquot.init().device`, whatever device they were on. Frozen parameters are sharded, have no
+    gradient and no optimizer state, and may be integers or bytes.
     """
     _check(model, stage)
     chosen = precision_of(precision)
