@@ -59,7 +59,7 @@ def install(model: ShardedModel) -> Passes:
     return passes
 
 
-class _Unpicklable:
+class Unpicklable:
     """Hooks stay with the module that they were made for."""
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
@@ -69,7 +69,17 @@ class _Unpicklable:
         )
 
 
-class _LoadHook(_Unpicklable):
+def call_untraced(call: Callable[..., Any], *args: Any) -> Any:
+    """Calls it, out of sight of torch.compile, which would trace the hooks of modules as if they computed something."""
+    return _call_disabled(call, *args) if torch.compiler.is_compiling() else call(*args)
+
+
+@torch._disable_dynamo  # type: ignore[attr-defined]
+def _call_disabled(call: Callable[..., Any], *args: Any) -> Any:
+    return call(*args)
+
+
+class _LoadHook(Unpicklable):
     """Refuses what `load_state_dict` can't do to a sharded model."""
 
     def __init__(self, model: ShardedModel) -> None:
@@ -87,7 +97,7 @@ class _LoadHook(_Unpicklable):
             )
 
 
-class _ModuleHooks(_Unpicklable):
+class _ModuleHooks(Unpicklable):
     """What runs before and after the forward of a module that needs `units`."""
 
     def __init__(self, passes: Passes, module: nn.Module, units: list[Unit]) -> None:
@@ -95,24 +105,37 @@ class _ModuleHooks(_Unpicklable):
         self.module = module
         self.units = units
         self.arrivals = _Arrivals(passes, units)
+        self.gathered: list[list[Unit]] = []
+        """For each call under way: what was gathered for it."""
         self.checking: list[bool] = []
         """For each call under way: whether what it saves is checked when it is used."""
         self.casts = passes.model.input_dtype(module)
 
     def pre_forward(self, _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        with self.passes.forward_clock:
-            return self._open(args, kwargs)
+        opened: tuple[Any, Any] = call_untraced(self._open, args, kwargs)
+        return opened
 
     def post_forward(self, _: nn.Module, args: Any, output: Any) -> None:
-        with self.passes.forward_clock:
-            self._close(output)
+        call_untraced(self._close, output)
 
     def _open(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        with self.passes.forward_clock:
+            return self._open_units(args, kwargs)
+
+    def _close(self, output: Any) -> None:
+        with self.passes.forward_clock:
+            self._close_units(output)
+
+    def _open_units(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        gathered: list[Unit] = []
+        self.gathered.append(gathered)
         self.passes.enter_forward(self.module)
         if self.casts is not None:
             args, kwargs = map_tensors(to_dtype(self.casts), (args, kwargs))
         for unit in self.units:
-            self.passes.gather(unit)
+            if not self.passes.is_private(unit):
+                self.passes.gather(unit)
+                gathered.append(unit)
         self.checking.append(self.passes.model.engine.uses_slots and _check_saved_tensors())
         if self.units and torch.is_grad_enabled():
             return self._watch_inputs(args, kwargs)
@@ -140,11 +163,11 @@ class _ModuleHooks(_Unpicklable):
             self.arrivals.watch()
         return args, kwargs
 
-    def _close(self, output: Any) -> None:
+    def _close_units(self, output: Any) -> None:
         if self.checking and self.checking.pop():
             torch._C._autograd._pop_saved_tensors_default_hooks()
         try:
-            for unit in reversed(self.units):
+            for unit in reversed(self.gathered.pop() if self.gathered else []):
                 self.passes.give_back(unit)
         finally:
             self.passes.leave_forward()

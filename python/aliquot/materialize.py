@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -10,26 +13,36 @@ from torch import nn
 from aliquot._core import InvalidArgument
 from aliquot.words import in_words
 
+logger = logging.getLogger("aliquot")
+
+Initializer = partial[object]
+"""A call without arguments; a module that is bound to it is what `_init_weights` takes."""
+
 
 def initial_values(model: nn.Module, device: torch.device) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
-    """Each parameter with its value. Those on the meta device are made by their module's `reset_parameters`, in the
+    """Each parameter with its value. Those on the meta device are made by `_init_weights(module)` of the innermost
+    module around theirs that has it, as models of Transformers do, or else by their module's `reset_parameters`; in the
     order of `model.modules()`; one module's values are alive at a time.
     """  # fmt: skip
     held = [(param, param.detach()) for param in model.parameters() if not param.is_meta]
-    made = [module for module in model.modules() if _has_meta(module)]
-    for module in made:
-        _require_reset(model, module)
+    made = [(module, _initializer(model, name)) for name, module in model.named_modules() if _has_meta(module)]
+    if any(initialize.args for _, initialize in made):
+        logger.warning(
+            "the model on the meta device is initialized one module at a time: what its _init_weights does to the "
+            "children of a module is lost. Give it values with aliquot.load_full_state_dict(model, state_dict), or "
+            "build it on the CPU to train from scratch"
+        )
     return _values(held, made, device)
 
 
 def _values(
-    held: list[tuple[nn.Parameter, torch.Tensor]], made: list[nn.Module], device: torch.device
+    held: list[tuple[nn.Parameter, torch.Tensor]], made: list[tuple[nn.Module, Initializer]], device: torch.device
 ) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
     held.reverse()
     while held:
         yield held.pop()
-    for module in made:
-        yield from _reset(module, device)
+    for module, initialize in made:
+        yield from _made(module, initialize, device)
 
 
 def _has_meta(module: nn.Module) -> bool:
@@ -37,27 +50,36 @@ def _has_meta(module: nn.Module) -> bool:
     return any(tensor is not None and tensor.is_meta for tensor in tensors)
 
 
-def _require_reset(model: nn.Module, module: nn.Module) -> None:
-    if not callable(getattr(module, "reset_parameters", None)):
-        name = next(name for name, other in model.named_modules() if other is module)
-        raise InvalidArgument(
-            f"module '{name}' ({type(module).__name__}) has tensors on the meta device and no reset_parameters() that "
-            "could fill them. Give it one, or build the model on the CPU"
-        )
+def _initializer(model: nn.Module, name: str) -> Initializer:
+    """What fills the tensors of the module of that name."""
+    module = model.get_submodule(name)
+    path = name.split(".") if name else []
+    around = (model.get_submodule(".".join(path[:depth])) for depth in range(len(path), -1, -1))
+    for outer in around:
+        own = getattr(outer, "_init_weights", None)
+        if callable(own) and len(inspect.signature(own).parameters) == 1:
+            return partial(own, module)
+    if callable(own := getattr(module, "reset_parameters", None)):
+        return partial(own)
+    raise InvalidArgument(
+        f"module '{name}' ({type(module).__name__}) has tensors on the meta device and no reset_parameters() that "
+        "could fill them. Give it one, or build the model on the CPU"
+    )
 
 
-def _reset(module: nn.Module, device: torch.device) -> list[tuple[nn.Parameter, torch.Tensor]]:
-    """Runs `reset_parameters` on stand-ins for the module's own parameters; buffers stay with the module."""
+def _made(module: nn.Module, initialize: Initializer, device: torch.device) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """Runs `initialize` on stand-ins for the module's own parameters; buffers stay with the module."""
     mine = {name: param for name, param in module._parameters.items() if param is not None}
     try:
         for name, param in mine.items():
             module._parameters[name] = nn.Parameter(
-                torch.empty(param.shape, dtype=_made_in(param), device=device), requires_grad=param.requires_grad
+                torch.full(param.shape, torch.nan, device=device).to(_made_in(param)), param.requires_grad
             )
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
-        module.reset_parameters()  # type: ignore[operator]
+        with torch.no_grad():
+            initialize()
         return [(param, _value(module, name)) for name, param in mine.items()]
     finally:
         module._parameters.update(mine)
@@ -71,4 +93,9 @@ def _made_in(param: torch.Tensor) -> torch.dtype:
 def _value(module: nn.Module, name: str) -> torch.Tensor:
     made = module._parameters[name]
     assert made is not None
+    if made.is_floating_point() and made.isnan().any():
+        raise InvalidArgument(
+            f"{name} of a {type(module).__name__} was on the meta device, and what initializes that module leaves it "
+            "as it was. Fill it in its reset_parameters(), or build the model on the CPU"
+        )
     return made.detach()

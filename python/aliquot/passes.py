@@ -70,6 +70,10 @@ class Passes:
         if self.depth == 0 and not self.in_backward:
             self.model.engine.finish_forward()
 
+    def is_private(self, unit: Unit) -> bool:
+        """Whether a forward that builds no graph needs no gather: aliquot.gathered has given this rank a copy."""
+        return unit.private > 0 and not torch.is_grad_enabled()
+
     def gather(self, unit: Unit) -> None:
         """Makes the unit's parameters usable for one call of a forward."""
         if self.in_backward:

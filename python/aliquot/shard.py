@@ -15,6 +15,7 @@ from aliquot.agreement import require_agreement
 from aliquot.casts import keep
 from aliquot.hooks import install
 from aliquot.materialize import initial_values
+from aliquot.outside import serve_outside
 from aliquot.precision import NAMES, Precision, precision_of
 from aliquot.sharded import ShardedModel, remember
 from aliquot.units import Plan, Units, plan_units
@@ -41,10 +42,10 @@ def shard(
     `precision`: what parameters are computed with, and floating-point inputs of the model cast to; None leaves both
     as they are. Sums and masters are fp32 always (see `Precision`); fp16 wants a loss scale (see `GradScaler`).
 
-    Every rank calls it with the same model; the values are those of rank 0. A model on the meta device is filled
-    by its modules' `reset_parameters`, one module at a time, on the device. Parameters and buffers come to lie on
-    `aliquot.init().device`, whatever device they were on. Frozen parameters are sharded, and have no gradient and no
-    optimizer state.
+    Every rank calls it with the same model; the values are those of rank 0. A model on the meta device is filled by its
+    own `_init_weights(module)`, or its modules' `reset_parameters`, one module at a time, on the device. Parameters and
+    buffers come to lie on `aliquot.init().device`, whatever device they were on. Frozen parameters are sharded, have no
+    gradient and no optimizer state, and may be integers or bytes.
     """
     _check(model, stage)
     chosen = precision_of(precision)
@@ -66,6 +67,7 @@ def shard(
     remember(sharded)
     keep(model, chosen)
     sharded.passes = install(sharded)
+    serve_outside(sharded)
     return model
 
 

@@ -155,7 +155,8 @@ def full_state_dict(model: nn.Module, all_ranks: bool = False) -> dict[str, torc
 def load_full_state_dict(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> None:
     """Takes parameters and buffers from a full state dict; rank 0's counts, other ranks' may be empty.
 
-    Every rank calls it. Names and shapes must match; nothing is changed if they don't.
+    Every rank calls it. Names and shapes must match; nothing is changed if they don't. Of tied parameters one name is
+    enough. A mapping that reads each tensor when it is asked for it needs memory for one at a time.
     """
     state = sharded(model)
     state.require_bound()
@@ -165,10 +166,12 @@ def load_full_state_dict(model: nn.Module, state_dict: Mapping[str, torch.Tensor
     )
     if problem:
         raise InvalidArgument(problem)
+    names = _names(model)
     with writing(state) as write:
         for unit in state.units:
-            for place in unit.places:
-                write(place, state_dict[place.name] if state.world.rank == 0 else torch.empty(place.shape))
+            for place, param in zip(unit.places, unit.params, strict=True):
+                mine = state.world.rank == 0
+                write(place, _given(state_dict, names[param]) if mine else torch.empty(place.shape))
     state.note_change()
     for name, buffer in buffers.items():
         value = state_dict[name] if state.world.rank == 0 else buffer
@@ -179,13 +182,27 @@ def load_full_state_dict(model: nn.Module, state_dict: Mapping[str, torch.Tensor
 
 def _mismatch(model: nn.Module, given: Mapping[str, torch.Tensor]) -> str:
     wanted = {name: tensor.shape for name, tensor in _entries(model)}
-    missing, unknown = wanted.keys() - given.keys(), given.keys() - wanted.keys()
+    unknown = given.keys() - wanted.keys()
+    missing = {name for names in _names(model).values() if not given.keys() & names for name in names}
     if missing or unknown:
         return f"load_full_state_dict: missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
-    for name, shape in wanted.items():
+    for name in given:
+        shape = wanted[name]
         if given[name].shape != shape:
             return f"load_full_state_dict: {name} has shape {tuple(given[name].shape)}, the model's is {tuple(shape)}"
     return ""
+
+
+def _names(model: nn.Module) -> dict[torch.Tensor, list[str]]:
+    """The names of each parameter and buffer, of which tied ones have several."""
+    names: dict[torch.Tensor, list[str]] = {}
+    for name, tensor in _entries(model):
+        names.setdefault(tensor, []).append(name)
+    return names
+
+
+def _given(state_dict: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tensor:
+    return state_dict[next(name for name in names if name in state_dict)]
 
 
 def _first_problem(model: ShardedModel, operation: str, problem: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import aliquot
 import pytest
@@ -91,12 +92,16 @@ def test_gradients_of_complex_parameters_are_complex(stage: int) -> None:
     run_ranks(2, gradients, stage)
 
 
+def fill_scale(layer: QuantizedLinear) -> None:
+    nn.init.ones_(layer.scale)
+
+
 def from_meta(rank: int) -> None:
     with torch.device("meta"):
         model = QuantizedBase()
     for layer in model.layers:
         assert isinstance(layer, QuantizedLinear)
-        layer.reset_parameters = lambda: None  # its values come from the state dict
+        layer.reset_parameters = partial(fill_scale, layer)
     sharded = aliquot.shard(model)
     reference = built(ARCHITECTURES["quantized base, int8"])
     aliquot.load_full_state_dict(sharded, reference.state_dict())

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import aliquot
+import models
 import pytest
 import torch
 from cases import BATCH, plain, square_loss
@@ -284,3 +286,44 @@ def train_deterministically(rank: int, stage: int, train: Callable[[nn.Module, T
 @pytest.mark.parametrize(("stage", "transport"), WAYS, ids=str)
 def test_deterministic_mode_changes_no_bit(stage: int, transport: Transport) -> None:
     run_ranks(WORLD_SIZE, train_deterministically, stage, plain, transport=transport)
+
+
+# torch.compile
+
+
+def compiled_before(backend: str) -> nn.Module:
+    model = Chain()
+    for i, block in enumerate(model.blocks):
+        model.blocks[i] = torch.compile(block, backend=backend)  # type: ignore[assignment]
+    return model
+
+
+def compile_in_place(model: nn.Module, backend: str) -> None:
+    assert isinstance(model.blocks, nn.ModuleList)
+    for block in model.blocks:
+        block.compile(backend=backend)
+
+
+def train_compiled(rank: int, stage: int, when: str, backend: str) -> None:
+    case = Case(partial(compiled_before, backend) if when == "before shard" else Chain, plain)
+    sharded, reference = Sharded(case, stage), Reference(Case(Chain, plain), WORLD_SIZE)
+    if when == "after shard":
+        compile_in_place(sharded.model, backend)
+    for step in range(3):
+        seen, expected = sharded.step(rank, step), reference.step(step)[rank]
+        torch.testing.assert_close(seen, expected, rtol=1e-6, atol=0.0)
+    weights = {name.replace("_orig_mod.", ""): value for name, value in sharded.weights().items()}
+    assert_same_weights(weights, reference.weights())
+    traced = {Path(code.co_filename) for seen in torch._dynamo.convert_frame.output_codes.seen if (code := seen())}
+    ours = {path.name for path in traced if path.parent.name == "aliquot"}
+    assert ours <= {"hooks.py", "outside.py"}, "it is not for torch.compile to trace what hooks do"
+    assert Path(models.__file__) in traced
+
+
+@pytest.mark.parametrize(("stage", "transport"), WAYS, ids=str)
+@pytest.mark.parametrize(
+    ("when", "backend"), [("before shard", "eager"), ("after shard", "eager"), ("after shard", "aot_eager")]
+)
+def test_compiled_blocks(when: str, backend: str, stage: int, transport: Transport) -> None:
+    """The backend inductor takes a C++ compiler some minutes on a small machine; what it compiles is aot_eager's."""
+    run_ranks(WORLD_SIZE, train_compiled, stage, when, backend, transport=transport)
