@@ -64,15 +64,12 @@ void DeviceAdamW::place(const Grouping& grouping) {
     units_[unit].chunks = to_device(chunks, memory_);
   }
   shape_.params = group_of_param.size();
-  for (const int group : group_of_param) group_count_ = std::max(group_count_, static_cast<std::size_t>(group + 1));
+  group_count_ = group_count(grouping);
   group_of_param_ = to_device(group_of_param, memory_);
 }
 
 void DeviceAdamW::upload(std::span<const AdamWGroup> groups, Stream stream) {
-  if (groups.size() < group_count_) {
-    throw InvalidArgument("step: " + std::to_string(groups.size()) + " groups of hyperparameters for " +
-                          std::to_string(group_count_) + " groups of parameters");
-  }
+  require_groups(groups.size(), group_count_);
   std::byte* message = sent_.next();
   std::memcpy(message, groups.data(), group_count_ * sizeof(AdamWGroup));
   copy_async(groups_.data(), message, group_count_ * sizeof(AdamWGroup), stream);

@@ -110,13 +110,14 @@ void Engine::spread(Role role, Stream stream) {
 }
 
 void Engine::set_groups(Grouping grouping) {
+  const LossScale scale = loss_scale();
   optimizer_ = {};  // before its states
   if (on_cpu(memory_)) {
     optimizer_ = std::make_unique<AdamW>(store_, memory_, std::move(grouping));
-    loss_scale_ = {};
   } else {
     optimizer_ = std::make_unique<DeviceAdamW>(store_, communicator_, *more_, grouping);
   }
+  set_loss_scale(scale);
   profile(timeline_);
 }
 
@@ -139,7 +140,8 @@ std::vector<Engine::Part> Engine::values_to_step(std::size_t unit) const {
   const bool has_master = store_.holds(unit, Role::master);
   if (has_master && store_.master_form() == MasterForm::low16) {
     throw InvalidArgument("unit '" + layout(unit).unit().name +
-                          "': the fp32 values are in two halves of 16 bits; ask for a plain fp32 master");
+                          "': the fp32 values are in two halves of 16 bits; ask for a plain fp32 master (in Python: "
+                          "Precision(master=\"fp32\"))");
   }
   return parts_to_step(unit, has_master ? Role::master : Role::param);
 }

@@ -1,6 +1,7 @@
 #include "aliquot/optimizer.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include "aliquot/kernels.h"
@@ -25,7 +26,22 @@ AdamW::AdamW(ShardStore& store, MemoryResource& memory, Grouping grouping)
   store_.hold_states(states_of_adamw, memory);
 }
 
+void require_groups(std::size_t given, std::size_t wanted) {
+  if (given >= wanted) return;
+  throw InvalidArgument("step: " + std::to_string(given) + " groups of hyperparameters for " + std::to_string(wanted) +
+                        " groups of parameters");
+}
+
+std::size_t group_count(const Grouping& grouping) {
+  int last = no_group;
+  for (const std::vector<int>& params : grouping) {
+    for (const int group : params) last = std::max(last, group);
+  }
+  return static_cast<std::size_t>(last + 1);
+}
+
 void AdamW::step(std::span<const AdamWGroup> groups, const Presence& present, float grad_scale) {
+  require_groups(groups.size(), group_count(grouping_));
   for (std::size_t unit = 0; unit < store_.unit_count(); ++unit) {
     if (store_.holds(unit, Role::exp_avg)) step_unit(unit, groups, grad_scale, present[unit]);
   }

@@ -1,4 +1,4 @@
-"""Whether all ranks shard the same model."""
+"""Whether all ranks do the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aliquot._core import CommunicatorError
 LENGTH = 1 << 20
 
 
-def require_agreement(communicator: _core.Communicator, lines: Iterable[str]) -> None:
+def require_agreement(communicator: _core.Communicator, what: str, lines: Iterable[str]) -> None:
     """Raises an error that quotes the first line in which ranks differ. Collective."""
     mine = list(lines)
     digest = hashlib.sha256("\n".join(mine).encode()).digest()
@@ -23,8 +23,8 @@ def require_agreement(communicator: _core.Communicator, lines: Iterable[str]) ->
         for ours, other in zip_longest(mine, theirs, fillvalue="nothing more"):
             if ours != other:
                 raise CommunicatorError(
-                    f"ranks shard different models: rank {communicator.rank} has '{ours}', rank {rank} has '{other}'. "
-                    "Build the same model with the same arguments on every rank"
+                    f"ranks {what}: rank {communicator.rank} has '{ours}', rank {rank} has '{other}'. "
+                    "Do the same with the same arguments on every rank"
                 )
 
 

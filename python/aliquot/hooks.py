@@ -267,9 +267,16 @@ def _when_all_have_gradients(tensors: list[torch.Tensor], call: Callable[[torch.
 
 
 def _register(tensor: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> None:
-    """As `tensor.register_hook(hook)`, which makes a handle each time: that costs more than all else in a hook here."""
+    """As `tensor.register_hook(hook)`, which makes a handle each time: that costs more than all else in a hook here.
+
+    Once for a leaf, which lives on: a parameter that its module returns.
+    """
     if tensor._backward_hooks is None and tensor.grad_fn is not None:
         tensor._backward_hooks = OrderedDict({OURS: hook})
         tensor.grad_fn._register_hook_dict(tensor)
-    else:
+    elif tensor.grad_fn is not None:
         tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+    elif OURS not in (tensor._backward_hooks or {}):
+        handle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
+        hooks: Any = tensor._backward_hooks
+        hooks[OURS] = hooks.pop(handle.id)

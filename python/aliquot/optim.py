@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import torch
 from torch import nn
 
 from aliquot import _core
-from aliquot._core import InvalidArgument
+from aliquot._core import Error, InvalidArgument
 from aliquot.sharded import sharded
 from aliquot.sharded_optimizer import Params, ShardedOptimizer, require_reduced
 
@@ -43,14 +44,35 @@ class AdamW(ShardedOptimizer):
         for group in self.param_groups:
             _check(group)
         self.model.engine.set_groups(self._grouping())
+        self.model.adamw = weakref.ref(self)
 
     def _extend(self, group: dict[str, Any]) -> None:
         _check(group)
+        self._require_current()
         self.model.engine.regroup(self._grouping())
 
+    def _require_current(self) -> None:
+        if self.model.adamw is None or self.model.adamw() is not self:
+            raise Error(
+                "another AdamW was made for this model since, and has taken the place of this one's states. Give one "
+                "AdamW all groups (params=[{...}, {...}]), or step some with aliquot.TorchOptimizer"
+            )
+
     def _update(self) -> _core.StepResult:
+        self._require_current()
         groups = [_core_group(group) for group in self.param_groups]
         return self.model.engine.step(groups, self.max_grad_norm, self.model.stream())
+
+    @property
+    def grad_norm(self) -> torch.Tensor:
+        """As of every optimizer. On a device asking for it does not wait."""
+        if address := self.model.engine.device_state():
+            return self.model.tensor_at(address, (), torch.float64).float()
+        return super().grad_norm
+
+    def _skips_in_a_row(self, result: _core.StepResult) -> int:
+        """On a device the result may be of an earlier step than the last: the host does not wait."""
+        return result.skipped_in_a_row if self.model.engine.device_state() else super()._skips_in_a_row(result)
 
     def _grouping(self) -> list[list[int]]:
         grouping = [[NO_GROUP] * len(unit.params) for unit in self.model.units]

@@ -261,9 +261,10 @@ def _complete_gradients(unit: Unit) -> tuple[list[int], list[torch.Tensor | None
 
 
 def _plain(grad: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    if grad.dtype == dtype and grad.layout == torch.strided and grad.is_contiguous() and not grad.is_conj():
+    lazy = grad.is_conj() or grad.is_neg()
+    if grad.dtype == dtype and grad.layout == torch.strided and grad.is_contiguous() and not lazy:
         return grad
-    return grad.detach().to_dense().to(dtype).resolve_conj().contiguous()
+    return grad.detach().to_dense().to(dtype).resolve_conj().resolve_neg().contiguous()
 
 
 def _refuse_frozen(left: list[tuple[Unit, list[torch.Tensor | None]]]) -> None:

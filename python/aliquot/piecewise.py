@@ -49,14 +49,16 @@ class PiecewiseOptimizer(ShardedOptimizer):
     def _update(self) -> _core.StepResult:
         engine, stream = self.model.engine, self.model.stream()
         result = engine.begin_update(self.max_grad_norm, stream)
-        if not result.skipped:
-            pieces = [piece for group in self.pieces for piece in group]
-            self._take_gradients(pieces, result.grad_scale)
-            with torch.no_grad():
-                self.step_pieces()
+        pieces = [piece for group in self.pieces for piece in group]
+        try:
+            if not result.skipped:
+                self._take_gradients(pieces, result.grad_scale)
+                with torch.no_grad():
+                    self.step_pieces()
+        finally:
             for piece in pieces:
                 piece.value.grad = None
-        engine.end_update(stream)
+            engine.end_update(stream)
         return result
 
     def _take_gradients(self, pieces: Iterable[Piece], scale: float) -> None:

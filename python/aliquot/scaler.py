@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -52,49 +53,55 @@ class GradScaler:
                 f"GradScaler: growth_factor is {growth_factor}, backoff_factor {backoff_factor}, growth_interval "
                 f"{growth_interval}; they are above 1, between 0 and 1, and at least 1, or the last is None"
             )
-        if not init_scale > 0:
-            raise InvalidArgument(f"GradScaler: init_scale is {init_scale}; it is positive")
-        self.optimizer = optimizer
-        self.engine = optimizer.model.engine
+        self.model = optimizer.model
         self.growth_factor = growth_factor
         self.backoff_factor = backoff_factor
         self.growth_interval = growth_interval
         self.enabled = enabled
         self._scaled = False
-        """Whether a loss was scaled since the last step."""
-        self._stepped = False
-        """Whether there was a step since the last update."""
-        if enabled:
-            self._set(LossScale(init_scale))
-            optimizer.register_step_pre_hook(self._before_step)
-            optimizer.register_step_post_hook(self._after_step)
+        """Whether a loss was scaled since the last update."""
+        self._stepped: set[ShardedOptimizer] = set()
+        """Who has stepped since the last update."""
+        self.model.scaler = self if enabled else None
+        self._set(LossScale(init_scale if enabled else 1.0))
 
     def scale(self, outputs: T) -> T:
         """The loss, or tensors in tuples, lists and dicts, times the scale."""
         if not self.enabled:
             return outputs
-        self._scaled = True
         scale = self._scale_tensor()
-        scaled: T = map_tensors(lambda tensor: tensor * scale, outputs)
-        return scaled
+        found: list[torch.Tensor] = []
+
+        def scaled(tensor: torch.Tensor) -> torch.Tensor:
+            found.append(tensor)
+            return tensor * scale
+
+        result: T = map_tensors(scaled, outputs)
+        if not found:
+            raise InvalidArgument(
+                f"GradScaler.scale takes a tensor, or tuples, lists and dicts of them, and found none in a "
+                f"{type(outputs).__name__}"
+            )
+        self._scaled = True
+        return result
 
     def step(self, optimizer: ShardedOptimizer) -> None:
-        """`optimizer.step()`, which does the same when it is called itself."""
-        if optimizer is not self.optimizer:
-            raise InvalidArgument("GradScaler.step: this is not the optimizer that the aliquot.GradScaler was made for")
+        """`optimizer.step()`, which does the same when it is called itself. Any optimizer of the model."""
+        if getattr(optimizer, "model", None) is not self.model:
+            raise InvalidArgument("GradScaler.step: this is no optimizer of the model that the scaler was made for")
         optimizer.step()
 
-    def _before_step(self, *_: object) -> None:
+    def require_scaled(self, optimizer: ShardedOptimizer) -> None:
+        """Refuses a step of gradients that do not have the scale."""
         if not self._scaled:
             raise Error(
                 "step: the loss was not scaled, but its gradients would be unscaled. Call "
-                "scaler.scale(loss).backward() before each step, with the optimizer's aliquot.GradScaler"
+                "scaler.scale(loss).backward() before each step, with the model's aliquot.GradScaler; or make one with "
+                "enabled=False"
             )
-        if self._stepped:
+        if optimizer in self._stepped:
             raise Error("step: aliquot.GradScaler.update() was not called since the last step")
-
-    def _after_step(self, *_: object) -> None:
-        self._scaled, self._stepped = False, True
+        self._stepped.add(optimizer)
 
     def update(self, new_scale: float | torch.Tensor | None = None) -> None:
         """Moves the scale on after a step, or sets it."""
@@ -103,10 +110,13 @@ class GradScaler:
         if new_scale is not None:
             self._set(LossScale(float(new_scale), self._state().growth_tracker))
         elif self._stepped:
-            self.engine.update_loss_scale(self._rule(), self.optimizer.model.stream())
+            self.model.engine.update_loss_scale(self._rule(), self.model.stream())
         else:
             raise Error("aliquot.GradScaler.update: there was no step since the last update")
-        self._stepped = False
+        self._scaled = False
+        self._stepped.clear()
+        moves = new_scale is not None or self.growth_factor != STEADY
+        self.model.scale_moved = moves and self.model.holds_gradients()
 
     def unscale_(self, optimizer: torch.optim.Optimizer) -> NoReturn:
         """An error: gradients are unscaled within the step."""
@@ -146,19 +156,22 @@ class GradScaler:
         self.backoff_factor = state_dict["backoff_factor"]
         self.growth_interval = state_dict["growth_interval"]
         self._set(LossScale(state_dict["scale"], state_dict["_growth_tracker"]))
-        self._stepped = False
+        self._scaled = False
+        self._stepped.clear()
 
     def _rule(self) -> ScaleRule:
         return ScaleRule(self.growth_factor, self.backoff_factor, self.growth_interval)
 
     def _set(self, state: LossScale) -> None:
-        self.engine.set_loss_scale(state, self.optimizer.model.stream())
+        if not (0 < state.scale < math.inf):
+            raise InvalidArgument(f"GradScaler: the scale is {state.scale}; it is positive and finite")
+        self.model.engine.set_loss_scale(state, self.model.stream())
 
     def _state(self) -> LossScale:
-        return self.engine.loss_scale(self.optimizer.model.stream())
+        return self.model.engine.loss_scale(self.model.stream())
 
     def _scale_tensor(self) -> torch.Tensor:
         """A copy, since a graph may keep it longer than the scale stays."""
-        if address := self.engine.device_loss_scale():
-            return self.optimizer.model.tensor_at(address, (), torch.float32).clone()
-        return torch.tensor(self.get_scale(), device=self.optimizer.model.world.device)
+        if address := self.model.engine.device_loss_scale():
+            return self.model.tensor_at(address, (), torch.float32).clone()
+        return torch.tensor(self.get_scale(), device=self.model.world.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from aliquot.world import World
 
 if TYPE_CHECKING:
     from aliquot.passes import Passes
+    from aliquot.scaler import GradScaler
 
 
 class ShardedModel:
@@ -42,6 +44,12 @@ class ShardedModel:
         ]
         of_group = dict(zip(plan.groups, self.units, strict=True))
         self.needs = {module: [of_group[group] for group in groups] for module, groups in plan.needs.items()}
+        self.adamw: weakref.ref[object] | None = None
+        """The AdamW whose states and groups the engine has."""
+        self.scaler: GradScaler | None = None
+        """Sets the engine's loss scale."""
+        self.scale_moved = False
+        """Whether it did since the gradients in the store were made."""
         self.passes: Passes
         """Set when the hooks are installed."""
         for group, unit in of_group.items():
@@ -70,6 +78,15 @@ class ShardedModel:
         for unit in self.units:
             for place in unit.places:
                 place.require_bound()
+
+    def holds_gradients(self) -> bool:
+        """Whether there are gradients in the store."""
+        return any(
+            self.engine.has_gradient(unit.index, place.index)
+            for unit in self.units
+            if unit.trainable
+            for place in unit.places
+        )
 
     def gradient_dtype(self, unit: Unit) -> torch.dtype:
         """Of the numbers that the unit's gradients are in the store."""

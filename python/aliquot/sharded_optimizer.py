@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, overload
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 
 from aliquot import _core
 from aliquot._core import Error, InvalidArgument
+from aliquot.agreement import require_agreement
 from aliquot.passes import require_finished
 from aliquot.places import Place
 from aliquot.sharded import ShardedModel, sharded
@@ -43,6 +44,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self._result: _core.StepResult | None = None
         self._made = False
         super().__init__(model.parameters() if params is None else params, defaults)
+        self._require_agreement(self.param_groups)
         self._begin()
         self._made = True
 
@@ -70,6 +72,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
                 loss = closure()
         require_reduced(self.model)
         self.model.require_bound()
+        if self.model.scaler is not None:
+            self.model.scaler.require_scaled(self)
         result = self._update()
         self.model.passes.end_step()
         self.model.note_change()
@@ -78,19 +82,13 @@ class ShardedOptimizer(torch.optim.Optimizer):
 
     @property
     def grad_norm(self) -> torch.Tensor:
-        """Norm of the last step's gradients before clipping, a scalar on the model's device; NaN if not finite.
-
-        A copy; asking for it does not wait.
-        """
-        if address := self.model.engine.device_state():
-            return self.model.tensor_at(address, (), torch.float64).float()
+        """Norm of the last step's gradients before clipping, a scalar; NaN if not finite."""
         return torch.tensor(math.nan if self._result is None or self._result.skipped else self._result.grad_norm)
 
     def _note(self, result: _core.StepResult) -> None:
-        """On a device the result may be of an earlier step than the last: the host does not wait."""
         new = self._result is None or result.steps_skipped > self._result.steps_skipped
         self._result = result
-        self.skipped_in_a_row = result.skipped_in_a_row
+        self.skipped_in_a_row = self._skips_in_a_row(result)
         if not (result.skipped and new):
             return
         logger.warning("step skipped: the gradient of %s is not finite", result.first_bad)
@@ -100,9 +98,13 @@ class ShardedOptimizer(torch.optim.Optimizer):
                 "is not finite; the parameters are as before the first of them"
             )
 
+    def _skips_in_a_row(self, result: _core.StepResult) -> int:
+        return self.skipped_in_a_row + 1 if result.skipped else 0
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets all gradients; `set_to_none` is there for torch's signature."""
         self.model.engine.clear_gradients(self.model.stream())
+        self.model.scale_moved = False
         for unit in self.model.units:
             unit.drop_gradients()
 
@@ -112,6 +114,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         if not self._made:
             return
         try:
+            self._require_agreement(self.param_groups[-1:])
             self._extend(self.param_groups[-1])
         except BaseException:
             self.param_groups.pop()
@@ -125,6 +128,17 @@ class ShardedOptimizer(torch.optim.Optimizer):
         """An error: states are sharded."""
         raise Error("optimizer states are sharded, and this version can't load them")
 
+    def _require_agreement(self, groups: list[dict[str, Any]]) -> None:
+        """Raises an error on every rank if they differ. Collective."""
+        require_agreement(self.model.world.communicator, "make different optimizers", self._description(groups))
+
+    def _description(self, groups: list[dict[str, Any]]) -> Iterator[str]:
+        yield f"{type(self).__name__} with max_grad_norm {self.max_grad_norm}"
+        for group in groups:
+            settings = {key: value for key, value in group.items() if isinstance(value, int | float | tuple | str)}
+            yield f"group of {settings}"
+            yield from (f"parameter {self._place_of(param).name}" for param in group["params"])
+
     def _place_of(self, param: nn.Parameter) -> Place:
         place = param.__dict__.get("_aliquot")
         if not isinstance(place, Place) or place.model is not self.model:
@@ -137,6 +151,11 @@ class ShardedOptimizer(torch.optim.Optimizer):
 def require_reduced(model: ShardedModel) -> None:
     """Refuses to use gradients that are not there yet."""
     require_finished(model.passes)
+    if model.scale_moved:
+        raise Error(
+            "these gradients are of the loss scale before aliquot.GradScaler.update(): call zero_grad() between update "
+            "and the next backward, and update once all optimizers have stepped"
+        )
     for unit in model.units:
         if unit.private:
             raise Error("within aliquot.gathered the parameters are private copies: step and clip outside of it")

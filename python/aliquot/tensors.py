@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import fields, is_dataclass
+from operator import is_, setitem
 from typing import Any
 
 import torch
@@ -23,29 +25,40 @@ TENSORS = Tensors(
 
 
 def _in_other(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
-    """What `map_tensors` does in subclasses of containers, and in dataclasses."""
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(change, item) for item in value))
+    """What `map_tensors` does in subclasses of containers, and in dataclasses: a copy, where anything changes."""
     if isinstance(value, list | tuple):
-        return type(value)(map_tensors(change, item) for item in value)
+        items = [map_tensors(change, item) for item in value]
+        return value if all(map(is_, items, value)) else _with_items(value, items)
     if isinstance(value, dict):
-        _change_items(change, value)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for item in fields(value):
-            map_tensors(change, getattr(value, item.name))
+        return _with(value, {key: map_tensors(change, item) for key, item in value.items()}, dict.__getitem__, setitem)
+    if is_dataclass(value) and not isinstance(value, type):
+        named = {item.name: map_tensors(change, getattr(value, item.name)) for item in fields(value)}
+        return _with(value, named, getattr, object.__setattr__)
     return value
 
 
-def _change_items(change: Callable[[torch.Tensor], torch.Tensor], items: dict[Any, Any]) -> None:
-    """One by one, and only what became another object: classes of dicts may refuse `update`, or any change."""
-    for key, item in list(items.items()):
-        changed = map_tensors(change, item)
-        if changed is not item:
-            items[key] = changed
+def _with_items(value: Any, items: list[Any]) -> Any:
+    if isinstance(value, tuple):
+        return tuple.__new__(type(value), items)
+    copied = copy(value)
+    copied[:] = items
+    return copied
+
+
+def _with(
+    value: Any, items: dict[Any, Any], get: Callable[[Any, Any], Any], put: Callable[[Any, Any, Any], None]
+) -> Any:
+    """Only what became another object is put: classes of dicts may refuse any change."""
+    changed = {key: item for key, item in items.items() if get(value, key) is not item}
+    copied = copy(value) if changed else value
+    for key, item in changed.items():
+        put(copied, key, item)
+    return copied
 
 
 map_tensors = Walk(torch.Tensor, _in_other)
-"""`map_tensors(change, value)` applies `change` to the tensors in nested tuples, lists, dicts and dataclasses."""
+"""`map_tensors(change, value)` applies `change` to the tensors in nested tuples, lists, dicts and dataclasses. What
+holds one that became another object is copied; the given value is left as it was."""
 
 
 def is_opaque(value: Any) -> bool:

@@ -52,29 +52,35 @@ class TorchOptimizer(PiecewiseOptimizer):
         return group | {"params": [piece.value for piece in pieces]}
 
     def step_pieces(self) -> None:
-        """Lets the other optimizer step."""
-        self._follow_groups()
-        self.inner.step()
-
-    def _follow_groups(self) -> None:
+        """Lets the other optimizer step, with what the groups say here. What it keeps in its groups shows here too."""
         for mine, theirs in zip(self.param_groups, self.inner.param_groups, strict=True):
-            theirs.update({key: value for key, value in mine.items() if key != "params"})
+            theirs.update(_settings(mine))
+        self.inner.step()
+        for mine, theirs in zip(self.param_groups, self.inner.param_groups, strict=True):
+            mine.update(_settings(theirs))
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+LR = 0.1
+"""Of the trial: large enough to see what is done with it."""
 
 
 def _require_elementwise(optimizer: Callable[..., torch.optim.Optimizer], defaults: dict[str, Any]) -> None:
     """Refuses one that steps a matrix otherwise than flat pieces of it. Found out by trying."""
     name = getattr(optimizer, "__name__", repr(optimizer))
     remedy = "a rank holds flat pieces of parameters. Take one that updates each element by itself, or aliquot.AdamW"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        matrix, gradients = torch.randn(6, 8), torch.randn(3, 6, 8)
-    whole, pieces = [matrix.clone()], _cut(matrix)
+    values = torch.Generator("cpu").manual_seed(0)
+    matrix, *gradients = torch.randn(4, 6, 8, generator=values, device="cpu")
     try:
-        _steps(optimizer, defaults, whole, [[gradient] for gradient in gradients])
-        _steps(optimizer, defaults, pieces, [_cut(gradient) for gradient in gradients])
+        whole = _stepped(optimizer, defaults, [matrix.clone()], [[gradient] for gradient in gradients])
+        pieces = _stepped(optimizer, defaults, _cut(matrix), [_cut(gradient) for gradient in gradients])
     except Exception as error:
         raise InvalidArgument(f"TorchOptimizer can't step with {name}, which said: {error}; {remedy}") from error
-    if not torch.allclose(whole[0].flatten(), torch.cat(pieces), rtol=1e-4, atol=1e-6):
+    moved = (whole - matrix.flatten()).abs().max().item()
+    if not torch.allclose(whole, pieces, rtol=0, atol=1e-4 * moved):
         raise InvalidArgument(f"TorchOptimizer: {name} steps a matrix otherwise than flat pieces of it, but {remedy}")
 
 
@@ -83,13 +89,17 @@ def _cut(matrix: torch.Tensor) -> list[torch.Tensor]:
     return [flat[:20].clone(), flat[20:].clone()]
 
 
-def _steps(
+def _stepped(
     optimizer: Callable[..., torch.optim.Optimizer], defaults: dict[str, Any], values: list[torch.Tensor],
     gradients: list[list[torch.Tensor]],
-) -> None:  # fmt: skip
+) -> torch.Tensor:  # fmt: skip
     params = [nn.Parameter(value) for value in values]
     made = optimizer(params, **defaults)
+    for group in made.param_groups:
+        if "lr" in group:
+            group["lr"] = LR
     for of_step in gradients:
         for param, gradient in zip(params, of_step, strict=True):
             param.grad = gradient.clone()
         made.step()
+    return torch.cat([param.detach().flatten() for param in params])

@@ -108,9 +108,9 @@ class Tensors {
   }
 
   bool is_dense(py::handle gradient, py::handle dtype) const {
-    static const Name dtype_of("dtype"), layout_of("layout"), is_contiguous("is_contiguous");
+    static const Name dtype_of("dtype"), layout_of("layout"), is_contiguous("is_contiguous"), is_neg("is_neg");
     return get(gradient, dtype_of).is(dtype) && get(gradient, layout_of).is(strided_) &&
-           call(gradient, is_contiguous).ptr() == Py_True;
+           call(gradient, is_contiguous).ptr() == Py_True && call(gradient, is_neg).ptr() == Py_False;
   }
 
   py::object ordinary_, guarded_, set_versions_, grad_, plainly_, strided_;
@@ -136,7 +136,7 @@ void register_tensors(py::module_& module) {
       .def("gradients", &Tensors::gradients, py::arg("params"),
            "What autograd left on each, a gradient or None; empty if it left none.")
       .def("gradient_addresses", &Tensors::gradient_addresses, py::arg("params"), py::arg("dtype"),
-           "Of all their gradients; empty if one is missing, or is not dense, contiguous and of `dtype`.")
+           "Of all their gradients; empty if one is missing, or is not dense, contiguous, of `dtype` and as it says.")
       .def("drop_gradients", &Tensors::drop_gradients, py::arg("params"));
 }
 

@@ -14,6 +14,7 @@ class Walk {
   /// `value` itself, if nothing in it was changed.
   py::object operator()(const py::object& change, const py::object& value) const {
     if (is_tensor(value)) return change(value);
+    const Depth depth;
     if (PyTuple_CheckExact(value.ptr())) return walk_tuple(change, value);
     if (PyList_CheckExact(value.ptr())) return walk_list(change, value);
     if (PyDict_CheckExact(value.ptr())) return walk_dict(change, value);
@@ -21,6 +22,16 @@ class Walk {
   }
 
  private:
+  /// Refuses containers that hold themselves, as Python's own recursion does.
+  struct Depth {
+    Depth() {
+      if (Py_EnterRecursiveCall(" in a container of tensors") != 0) throw py::error_already_set();
+    }
+    ~Depth() { Py_LeaveRecursiveCall(); }
+    Depth(const Depth&) = delete;
+    Depth& operator=(const Depth&) = delete;
+  };
+
   bool is_tensor(py::handle value) const {
     return PyObject_TypeCheck(value.ptr(), reinterpret_cast<PyTypeObject*>(tensor_.ptr())) != 0;
   }

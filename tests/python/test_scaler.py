@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import OrderedDict, deque
 from typing import Any
 
 import aliquot
@@ -251,3 +252,70 @@ def mistakes(rank: int) -> None:
 
 def test_mistakes_are_refused() -> None:
     run_ranks(2, mistakes, transport=SHARED_MEMORY)
+
+
+def move_the_scale(rank: int) -> None:
+    model, optimizer = sharded(3)
+    scaler = aliquot.GradScaler(optimizer, growth_interval=1)
+    scaler.scale(square_loss(model, Turn(rank, 0))).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    with pytest.raises(aliquot.Error, match="loss scale before"):
+        aliquot.clip_grad_norm_(model, 1.0)
+    optimizer.zero_grad()
+    for _ in range(2):  # in either order of zero_grad and update
+        scaler.scale(square_loss(model, Turn(rank, 1))).backward()
+        scaler.step(optimizer)
+        optimizer.zero_grad()
+        scaler.update()
+    assert aliquot.stats(model).steps == 3
+
+
+def test_gradients_of_a_scale_that_moved_are_refused() -> None:
+    run_ranks(2, move_the_scale)
+
+
+def two_optimizers(rank: int) -> None:
+    """A scale that is a power of 2 changes no bit, whoever steps, and whoever is made when."""
+    weights = []
+    for scaled in (False, True):
+        model = aliquot.shard(built(CASE))
+        matrices = [param for param in model.parameters() if len(param.shape) == 2]
+        rest = [param for param in model.parameters() if len(param.shape) != 2]
+        first = aliquot.Muon(model, params=matrices)
+        scaler = aliquot.GradScaler(first, init_scale=2.0**6, growth_interval=2, enabled=scaled)
+        second = aliquot.AdamW(model, params=rest)
+        for step in range(5):
+            for optimizer in (first, second):
+                optimizer.zero_grad()
+            scaler.scale(square_loss(model, Turn(rank, step))).backward()
+            scaler.step(first)
+            scaler.step(second)
+            scaler.update()
+        assert scaler.get_scale() == (2.0**8 if scaled else 1.0)
+        weights.append(aliquot.full_state_dict(model, all_ranks=True))
+    assert_same_bits(*weights)
+
+
+def test_a_scaler_serves_all_optimizers_of_a_model() -> None:
+    run_ranks(2, two_optimizers)
+
+
+def scale_strange_things(rank: int) -> None:
+    _, optimizer = sharded(3)
+    scaler = aliquot.GradScaler(optimizer, init_scale=4.0)
+    given = OrderedDict(loss=torch.ones(()))
+    assert scaler.scale(given)["loss"] == 4
+    assert given["loss"] == 1
+    for nothing in (1.0, deque([torch.ones(())]), iter([torch.ones(())])):
+        with pytest.raises(aliquot.InvalidArgument, match="found none"):
+            scaler.scale(nothing)
+    for bad in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(aliquot.InvalidArgument, match="positive and finite"):
+            scaler.update(bad)
+        with pytest.raises(aliquot.InvalidArgument, match="positive and finite"):
+            aliquot.GradScaler(optimizer, init_scale=bad)
+
+
+def test_what_is_not_scaled_is_refused() -> None:
+    run_ranks(1, scale_strange_things)

@@ -123,3 +123,18 @@ def test_addresses_are_given_of_dense_gradients_only(other: torch.Tensor | None)
     assert TENSORS.gradient_addresses(made, torch.bfloat16) == []
     give(made[1], other)
     assert TENSORS.gradient_addresses(made, torch.float32) == []
+
+
+def test_what_was_given_is_left_as_it_was() -> None:
+    for given, tensor_of in ((OrderedDict(a=ONE), dict.values), (Output(ONE), lambda output: [output.logits])):
+        changed = map_tensors(doubled, given)
+        assert changed is not given
+        assert [tensor.item() for tensor in tensor_of(given)] == [1]
+        assert [tensor.item() for tensor in tensor_of(changed)] == [2]
+
+
+def test_a_container_that_holds_itself_is_an_error() -> None:
+    cycle: list[object] = [ONE]
+    cycle.append(cycle)
+    with pytest.raises(RecursionError):
+        map_tensors(doubled, cycle)

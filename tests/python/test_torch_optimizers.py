@@ -49,7 +49,7 @@ class Lion(torch.optim.Optimizer):
 
 
 def class_named(name: str) -> Any:
-    return Lion if name == "Lion" else getattr(torch.optim, name)
+    return {"Lion": Lion, "Decaying": Decaying}.get(name) or getattr(torch.optim, name)
 
 
 class Both:
@@ -188,7 +188,7 @@ class Norms(torch.optim.SGD):
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
             for param in group["params"]:
-                param.sub_(param.grad * param.norm())
+                param.sub_(group["lr"] * param.grad * param.norm())
 
 
 @pytest.mark.parametrize(
@@ -198,6 +198,7 @@ class Norms(torch.optim.SGD):
         (torch.optim.Adafactor, {"lr": 0.1}, "Adafactor steps a matrix otherwise"),
         (torch.optim.SparseAdam, {"lr": 0.1}, "TorchOptimizer can't step with SparseAdam"),
         (Norms, {"lr": 0.1}, "Norms steps a matrix otherwise than flat pieces of it"),
+        (Norms, {"lr": 0.0}, "Norms steps a matrix otherwise than flat pieces of it"),
         (torch.optim.SGD, {"lr": -1.0}, "Invalid learning rate"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -242,3 +243,43 @@ def refuse_split_masters(rank: int) -> None:
 
 def test_split_masters_are_refused() -> None:
     run_ranks(1, refuse_split_masters)
+
+
+class Decaying(torch.optim.SGD):
+    """Counts in its groups, as schedule-free optimizers do."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["count"] = group.get("count", 0) + 1
+            for param in group["params"]:
+                if param.grad is not None:
+                    param.sub_(group["lr"] / group["count"] * param.grad)
+
+
+def test_what_an_optimizer_counts_in_its_groups_goes_on() -> None:
+    run_ranks(WORLD_SIZE, train, "plain", 3, "Decaying", {"lr": 0.1})
+
+
+def make_two(rank: int) -> None:
+    model: Any = aliquot.shard(built(CASES["plain"]))
+    first = aliquot.AdamW(model)
+    second = aliquot.AdamW(model)
+    CASES["plain"].run(model, Turn(rank, 0))
+    with pytest.raises(aliquot.Error, match="another AdamW was made for this model since"):
+        first.step()
+    second.step()
+
+
+def test_an_adamw_whose_states_another_took_refuses_to_step() -> None:
+    run_ranks(WORLD_SIZE, make_two)
+
+
+def differ(rank: int) -> None:
+    model = aliquot.shard(built(CASES["plain"]))
+    with pytest.raises(aliquot.CommunicatorError, match="ranks make different optimizers"):
+        aliquot.AdamW(model, lr=1e-3 * (1 + rank))
+
+
+def test_ranks_that_make_different_optimizers_are_told() -> None:
+    run_ranks(WORLD_SIZE, differ)

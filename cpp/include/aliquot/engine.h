@@ -130,7 +130,7 @@ class Engine {
   void end_update(Stream stream = {});
 
   /// What the loss was multiplied with, and so the gradients since the last clear: norms, clipping and updates are of
-  /// what they are without it. 1 from set_groups() on. A step that is skipped leaves `overflow`.
+  /// what they are without it. 1 at first; set_groups() leaves it. A step that is skipped leaves `overflow`.
   void set_loss_scale(const LossScale& scale, Stream stream = {});
   /// Moves it on, by the steps since the last time. On a device the host does not wait.
   void update_loss_scale(const ScaleRule& rule, Stream stream = {});

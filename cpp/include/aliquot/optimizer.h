@@ -54,6 +54,10 @@ struct StepResult {
                           ///< StepState's
 };
 
+std::size_t group_count(const Grouping& grouping);
+/// \throws InvalidArgument if fewer groups of hyperparameters are given than wanted
+void require_groups(std::size_t given, std::size_t wanted);
+
 inline constexpr std::array states_of_adamw{Role::exp_avg, Role::exp_avg_sq};
 
 /// AdamW over the shards. A parameter counts its own steps, and one without a gradient is left alone: no decay, no
