@@ -40,7 +40,7 @@ def test_lora_adapts_and_only_adapters_have_gradients_and_states(tmp_path: Path)
     few = ("--steps", "40", "--adapt-steps", "40", "--batch", "4")
     printed = run("lora.py", tmp_path / "plot.png", *few)
     before, after = map(float, re.findall(r"loss (\S+) before and (\S+) after", printed)[0])
-    assert after < before - 0.1
+    assert after < before - 0.05
     trained, parameters = (int(count.replace(",", "")) for count in re.findall(r"([\d,]+) of ([\d,]+) par", printed)[0])
     assert 0 < trained < parameters / 10
     held = dict(re.findall(r"(gradients|optimizer states)\D+([\d.]+) MiB", printed))

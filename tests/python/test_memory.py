@@ -44,24 +44,32 @@ def bytes_by_role(stage: int) -> dict[str, int]:
     return aliquot.stats(model).bytes
 
 
-def proportional_set_size() -> int:
-    """Bytes in use; a page that n processes map counts as 1/n in each. What malloc keeps for later is given back."""
+def bytes_in_use() -> int:
+    """Of this process. What it shares with the process that it was forked from does not count: how much of that is its
+    own changes whenever any of them writes or ends. Of memory that ranks share each has its part. What malloc keeps for
+    later is given back.
+    """  # fmt: skip
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    match = re.search(r"^Pss:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
-    assert match
-    return int(match[1]) * 1024
+    kilobytes = 0
+    counted: tuple[str, ...] = ()
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if mapping := re.match(r"[0-9a-f]+-[0-9a-f]+ ...(.) ", line):
+            counted = ("Pss:",) if mapping[1] == "s" else ("Private_Clean:", "Private_Dirty:")
+        elif line.startswith(counted):
+            kilobytes += int(line.split()[1])
+    return kilobytes * 1024
 
 
 def growth(rank: int, stage: int, together: Any) -> tuple[int, int]:
     """Of the resident set by a second such model, the first being gone: what torch and gloo keep is not counted."""
     trained(stage)
     together.wait()
-    before = proportional_set_size()
+    before = bytes_in_use()
     together.wait()
     model, optimizer = trained(stage)
     together.wait()
-    after = proportional_set_size()
+    after = bytes_in_use()
     together.wait()
     del optimizer
     return after - before, sum(aliquot.stats(model).bytes.values())
