@@ -33,11 +33,11 @@ void require_groups(std::size_t given, std::size_t wanted) {
 }
 
 std::size_t group_count(const Grouping& grouping) {
-  int last = no_group;
+  std::size_t count = 0;
   for (const std::vector<int>& params : grouping) {
-    for (const int group : params) last = std::max(last, group);
+    for (const int group : params) count = std::max(count, group == no_group ? 0 : static_cast<std::size_t>(group) + 1);
   }
-  return static_cast<std::size_t>(last + 1);
+  return count;
 }
 
 void AdamW::step(std::span<const AdamWGroup> groups, const Presence& present, float grad_scale) {
