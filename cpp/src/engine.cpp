@@ -170,13 +170,13 @@ StepResult Engine::begin_update(std::optional<double> max_norm, Stream stream) {
 StepResult Engine::judge(const GradientReport& report, std::optional<double> max_norm, Stream stream) {
   const bool skipped = report.non_finite > 0;
   counts_.add(skipped);
-  LossScale scale = loss_scale(stream);
   if (skipped) {
+    LossScale scale = loss_scale(stream);
     scale.overflow = 1;
     set_loss_scale(scale, stream);
   }
   const float clip = max_norm ? clip_factor(report.norm, *max_norm) : 1.0F;
-  return {report.norm, skipped, report.first_bad, counts_, clip / scale.scale};
+  return {report.norm, skipped, report.first_bad, counts_, clip / report.loss_scale};
 }
 
 void Engine::end_update(Stream stream) {
@@ -271,7 +271,8 @@ LossScale* Engine::device_loss_scale() const {
 GradientReport Engine::gradient_report(Stream stream) {
   GradientReport report =
       with(reducer_, [&](auto& reducer) { return exchange_gradient_report(store_, reducer, communicator_, stream); });
-  report.norm /= loss_scale(stream).scale;
+  report.loss_scale = loss_scale(stream).scale;
+  report.norm /= report.loss_scale;
   return report;
 }
 

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from aliquot._core import InvalidArgument
 from aliquot.piecewise import Piece, PiecewiseOptimizer
 from aliquot.places import Place
-from aliquot.sharded_optimizer import Params
+from aliquot.sharded_optimizer import Params, require_possible
 
 
 class LAMB(PiecewiseOptimizer):
@@ -40,8 +39,7 @@ class LAMB(PiecewiseOptimizer):
         super().__init__(model, params, defaults, max_grad_norm, max_skipped)
 
     def _extend(self, group: dict[str, Any]) -> None:
-        if not group["lr"] >= 0 or not all(0 <= beta < 1 for beta in group["betas"]):
-            raise InvalidArgument(f"LAMB: lr is {group['lr']}, betas are {group['betas']}")
+        require_possible(self, group)
         super()._extend(group)
 
     def step_pieces(self) -> None:

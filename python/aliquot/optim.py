@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from aliquot import _core
-from aliquot._core import Error, InvalidArgument
+from aliquot._core import Error
 from aliquot.sharded import sharded
-from aliquot.sharded_optimizer import Params, ShardedOptimizer, require_reduced
+from aliquot.sharded_optimizer import Params, ShardedOptimizer, require_possible, require_reduced
 
 NO_GROUP = -1
 
@@ -42,12 +42,12 @@ class AdamW(ShardedOptimizer):
 
     def _begin(self) -> None:
         for group in self.param_groups:
-            _check(group)
+            require_possible(self, group)
         self.model.engine.set_groups(self._grouping())
         self.model.adamw = weakref.ref(self)
 
     def _extend(self, group: dict[str, Any]) -> None:
-        _check(group)
+        require_possible(self, group)
         self._require_current()
         self.model.engine.regroup(self._grouping())
 
@@ -105,16 +105,3 @@ def _core_group(group: dict[str, Any]) -> _core.AdamWGroup:
     return _core.AdamWGroup(
         float(group["lr"]), float(beta1), float(beta2), float(group["eps"]), float(group["weight_decay"])
     )
-
-
-def _check(group: dict[str, Any]) -> None:
-    beta1, beta2 = group["betas"]
-    fine = {
-        "lr": float(group["lr"]) >= 0,
-        "betas": 0 <= beta1 < 1 and 0 <= beta2 < 1,
-        "eps": group["eps"] >= 0,
-        "weight_decay": group["weight_decay"] >= 0,
-    }
-    for name, good in fine.items():
-        if not good:
-            raise InvalidArgument(f"AdamW: {name} is {group[name]}")

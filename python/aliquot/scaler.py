@@ -62,8 +62,8 @@ class GradScaler:
         """Whether a loss was scaled since the last update."""
         self._stepped: set[ShardedOptimizer] = set()
         """Who has stepped since the last update."""
-        self.model.scaler = self if enabled else None
         self._set(LossScale(init_scale if enabled else 1.0))
+        self.model.scaler = self if enabled else None
 
     def scale(self, outputs: T) -> T:
         """The loss, or tensors in tuples, lists and dicts, times the scale."""

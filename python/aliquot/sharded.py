@@ -38,6 +38,8 @@ class ShardedModel:
         self.stage = stage
         self.precision = precision
         self.device = world.gpu
+        self.kept_fp32 = {module for kept in precision.kept_in(root) for module in kept.modules()}
+        """Modules that compute in fp32 inside a 16-bit model."""
         self.units = [
             Unit(i, group.name, tuple(group.params), group.dtype, group.trainable, group.encloses_units)
             for i, group in enumerate(plan.groups)
@@ -66,8 +68,7 @@ class ShardedModel:
 
     def input_dtype(self, module: nn.Module) -> torch.dtype | None:
         """What a hooked module casts floating-point inputs to; None: it does not, or was told not to."""
-        kept = any(module in outer.modules() for outer in self.precision.kept_in(self.root))
-        return None if kept or not self.precision.casts_inputs else self.precision.computes_in
+        return None if module in self.kept_fp32 or not self.precision.casts_inputs else self.precision.computes_in
 
     def note_change(self) -> None:
         """The parameters have other values now: graphs that saved them must not be walked any more."""

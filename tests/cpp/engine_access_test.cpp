@@ -128,14 +128,7 @@ TEST_P(EngineAccess, GradientsAreReportedScaledAndClearedAlike) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Engine, EngineAccess,
-                         ::testing::Combine(::testing::Values(Transport::one_sided_threads,
-                                                              Transport::two_sided_threads, Transport::processes),
-                                            ::testing::Range(0, 4)),
-                         [](const auto& with) {
-                           return name_of(std::get<0>(with.param)) + "_stage_" +
-                                  std::to_string(std::get<1>(with.param));
-                         });
+INSTANTIATE_TEST_SUITE_P(Engine, EngineAccess, every_transport_and_stage(), name_of_case);
 
 class EngineAlone : public ::testing::Test {
  protected:

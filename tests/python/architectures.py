@@ -309,11 +309,13 @@ class QuantizedLinear(nn.Module):
         return x + functional.gelu(functional.linear(x, self.weight * self.scale) + self.up(self.down(x)))
 
 
-class QuantizedBase(nn.Module):
-    def __init__(self) -> None:
+class Stack(nn.Module):
+    """Reads tokens, through two layers of a kind."""
+
+    def __init__(self, layer: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.embedding = nn.Embedding(TOKENS, WIDTH)
-        self.layers = nn.ModuleList(QuantizedLinear() for _ in range(2))
+        self.layers = nn.ModuleList(layer() for _ in range(2))
         self.head = nn.Linear(WIDTH, TOKENS)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -323,8 +325,8 @@ class QuantizedBase(nn.Module):
         return self.head(x)
 
 
-def next_tokens(model: nn.Module, turn: Turn) -> Tensor:
-    tokens = turn.tokens(TOKENS, BATCH, LENGTH)
+def next_tokens(model: nn.Module, turn: Turn, batch: int = BATCH, length: int = LENGTH) -> Tensor:
+    tokens = turn.tokens(TOKENS, batch, length)
     loss = functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
     loss.backward()
     return loss.detach()
@@ -349,26 +351,8 @@ class Experts(nn.Module):
         return x + y
 
 
-class MixtureOfExperts(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(TOKENS, WIDTH)
-        self.layers = nn.ModuleList(Experts() for _ in range(2))
-        self.head = nn.Linear(WIDTH, TOKENS)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embedding(tokens)
-        for layer in self.layers:
-            x = layer(x)
-        return self.head(x)
-
-
-def few_tokens(model: nn.Module, turn: Turn) -> Tensor:
-    """So few that ranks need different experts."""
-    tokens = turn.tokens(TOKENS, 1, 3)
-    loss = functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-    loss.backward()
-    return loss.detach()
+few_tokens = partial(next_tokens, batch=1, length=3)
+"""So few that ranks need different experts."""
 
 
 def spread(build: Callable[[], nn.Module]) -> nn.Module:
@@ -393,14 +377,14 @@ ARCHITECTURES = {
     "BERT": _case(bert, labelled_text),
     "T5, shared embedding": _case(t5, translated_text),
     "Mixtral": _case(mixtral, labelled_text),
-    "experts as modules": _case(MixtureOfExperts, few_tokens, units=(Experts, nn.Sequential)),
+    "experts as modules": _case(partial(Stack, Experts), few_tokens, units=(Experts, nn.Sequential)),
     "ViT": _case(vit, labelled_images),
     "ResNet": _case(resnet, labelled_images),
     "diffusion transformer": _case(DiffusionTransformer, partial(denoise, shape=(PIXELS, WIDTH))),
     "diffusion U-Net": _case(DiffusionUNet, partial(denoise, shape=(1, PIXELS, PIXELS))),
     "equivariant graph network": _case(EquivariantGraph, energies),
     "neural operator, complex weights": _case(NeuralOperator, shifted_functions),
-    "quantized base, int8": _case(QuantizedBase, next_tokens),
+    "quantized base, int8": _case(partial(Stack, QuantizedLinear), next_tokens),
     "LoRA on Llama": _case(lora, labelled_text),
 }
 """As users name them."""

@@ -8,7 +8,7 @@ from functools import partial
 import aliquot
 import pytest
 import torch
-from architectures import ARCHITECTURES, NeuralOperator, QuantizedBase, QuantizedLinear
+from architectures import ARCHITECTURES, NeuralOperator, QuantizedLinear, Stack
 from ranks import PROCESS_GROUP, SHARED_MEMORY, TRANSPORTS, Transport, run_ranks
 from torch import Tensor, nn
 from training import STAGES, Sharded, assert_same_bits, built
@@ -98,7 +98,7 @@ def fill_scale(layer: QuantizedLinear) -> None:
 
 def from_meta(rank: int) -> None:
     with torch.device("meta"):
-        model = QuantizedBase()
+        model = Stack(QuantizedLinear)
     for layer in model.layers:
         assert isinstance(layer, QuantizedLinear)
         layer.reset_parameters = partial(fill_scale, layer)

@@ -315,6 +315,7 @@ def scale_strange_things(rank: int) -> None:
             scaler.update(bad)
         with pytest.raises(aliquot.InvalidArgument, match="positive and finite"):
             aliquot.GradScaler(optimizer, init_scale=bad)
+        assert optimizer.model.scaler is scaler
 
 
 def test_what_is_not_scaled_is_refused() -> None:

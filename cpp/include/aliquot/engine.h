@@ -38,6 +38,7 @@ struct GradientReport {
   std::uint64_t non_finite = 0;  ///< elements that are NaN or infinite
   std::string first_bad;         ///< the first parameter that holds one; empty if none does
   Presence present;
+  float loss_scale = 1;  ///< of the gradients as they are in the store
 };
 
 /// Seconds and counts since the engine was made; bytes as they are now.
@@ -198,8 +199,8 @@ class Engine {
   std::vector<bool> held_;
   Timeline* timeline_ = nullptr;
   double step_seconds_ = 0;
-  StepCounts counts_;     ///< on CPUs, and of begin_update; on CPUs, as is
-  LossScale loss_scale_;  ///< this
+  StepCounts counts_;     ///< of steps that the host judged: on CPUs, and of begin_update
+  LossScale loss_scale_;  ///< where no DeviceAdamW has it
   Presence present_;      ///< at the last begin_update
 };
 
