@@ -17,5 +17,6 @@ void register_engine(py::module_& module);
 void register_split_master(py::module_& module);
 void register_tensors(py::module_& module);
 void register_walk(py::module_& module);
+void register_checkpoint(py::module_& module);
 
 }  // namespace aliquot::python
