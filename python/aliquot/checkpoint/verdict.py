@@ -5,82 +5,65 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
 from typing import Any
 
 from torch._C._distributed_c10d import Store
+from torch.distributed import DistNetworkError
 
-from aliquot._core import CheckpointError, Error
+from aliquot._core import CheckpointError, CommunicatorError, Error
 from aliquot.world import World
 
 FIRST_PAUSE = 0.001
 LONGEST_PAUSE = 0.02
+DYING_TIME = 1.0
 LONGEST = 4096
 """Characters of an error that is told."""
 
 
-def gather(world: World, name: str, payload: bytes, timeout: float | None = None) -> list[bytes]:
-    """Every rank's payload in rank order on rank 0, nothing elsewhere. `name` is new each time, alike on all ranks."""
+def exchange(world: World, name: str, payload: bytes) -> list[bytes]:
+    """Every rank's payload in rank order, on every rank. `name` is a new one each time, alike on all ranks.
+
+    Raises PeerLost if a rank is gone, CheckpointError if one says nothing until the world's timeout.
+    """
     if world.store is None:
         return [payload]
+    try:
+        return _exchange(world, world.store, name, payload)
+    except DistNetworkError as error:
+        deadline = time.monotonic() + DYING_TIME
+        while time.monotonic() < deadline:  # whoever served the store may be seen to be gone a little later
+            world.communicator.require_intact()
+            time.sleep(LONGEST_PAUSE)
+        raise CommunicatorError(f"rank {world.rank}: the store that the ranks met at is gone: {error}") from None
+
+
+def _exchange(world: World, store: Store, name: str, payload: bytes) -> list[bytes]:
     keys = [f"{name}/{rank}" for rank in range(world.world_size)]
-    _put(world.store, keys[world.rank], payload)
-    return _collected(world, world.store, keys, timeout) if world.rank == 0 else []
+    heard = [f"{key}/heard" for key in keys]
+    store.set(keys[world.rank], payload)  # type: ignore[arg-type]  # takes bytes, whatever its stub says
+    said = []
+    for rank, key in enumerate(keys):
+        _await(world, store, key, rank)
+        said.append(store.get(key))
+    store.set(heard[world.rank], "")
+    if world.rank == 0:  # may serve the store: it goes last, and tidies up
+        for rank, key in enumerate(heard):
+            _await(world, store, key, rank)
+        for key in keys + heard:
+            store.delete_key(key)
+    return said
 
 
-def broadcast(world: World, name: str, payload: bytes, timeout: float | None = None) -> bytes:
-    """Rank 0's payload. Rank 0 returns when all ranks have it."""
-    if world.store is None:
-        return payload
-    store = world.store
-    if world.rank == 0:
-        _put(store, name, payload)
-        _collected(world, store, [f"{name}/{rank}" for rank in range(1, world.world_size)], timeout)
-        store.delete_key(name)
-        return payload
-    _await(world, store, name, 0, timeout)
-    payload = store.get(name)
-    _put(store, f"{name}/{world.rank}", b"")
-    return payload
-
-
-def exchange(world: World, name: str, payload: bytes, timeout: float | None = None) -> list[bytes]:
-    """Every rank's payload in rank order, on every rank."""
-    parts = gather(world, f"{name}/in", payload, timeout)
-    sizes = b",".join(str(len(part)).encode() for part in parts)
-    joined = broadcast(world, f"{name}/out", sizes + b"\n" + b"".join(parts), timeout)
-    head, _, body = joined.partition(b"\n")
-    return list(_cut(body, map(int, head.split(b","))))
-
-
-def _cut(body: bytes, sizes: Iterable[int]) -> Iterable[bytes]:
-    begin = 0
-    for size in sizes:
-        yield body[begin : begin + size]
-        begin += size
-
-
-def _put(store: Store, key: str, payload: bytes) -> None:
-    store.set(key, payload)  # type: ignore[arg-type]  # takes bytes, whatever its stub says
-
-
-def _collected(world: World, store: Store, keys: list[str], timeout: float | None) -> list[bytes]:
-    parts = []
-    for key in keys:
-        _await(world, store, key, int(key.rpartition("/")[2]), timeout)
-        parts.append(store.get(key))
-        store.delete_key(key)
-    return parts
-
-
-def _await(world: World, store: Store, key: str, rank: int, timeout: float | None) -> None:
+def _await(world: World, store: Store, key: str, rank: int) -> None:
     """Asks again and again: a wait within the store could be neither interrupted nor shared with other threads."""
-    limit = world.timeout if timeout is None else timeout
-    deadline = time.monotonic() + limit
+    deadline = time.monotonic() + world.timeout
     pause = FIRST_PAUSE
     while not store.check([key]):
+        world.communicator.require_intact()
         if time.monotonic() > deadline:
-            raise CheckpointError(f"rank {world.rank}: rank {rank} said nothing of the checkpoint for {limit:.0f} s")
+            raise CheckpointError(
+                f"rank {world.rank}: rank {rank} has said nothing of the checkpoint for {world.timeout:.0f} s"
+            )
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
 
