@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import pytest
+import shim
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def on_failing_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Runs `fn(*args)` in a process that was started with the shim and is warm; returns what it returns."""
+    library = shim.build(tmp_path_factory.mktemp("shim"))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        os.environ["LD_PRELOAD"] = str(library)
+        try:
+            executor.submit(os.getpid).result()  # starts it
+        finally:
+            del os.environ["LD_PRELOAD"]
+        yield lambda fn, *args: executor.submit(fn, *args).result()
