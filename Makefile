@@ -122,7 +122,7 @@ clean:
 
 .venv/run: constraints.txt .venv/venv
 	@echo "Installing torch"
-	@$(install) torch numpy rich
+	@$(install) torch numpy pydantic rich
 	@touch $@
 
 .venv/examples: constraints.txt .venv/run

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from aliquot._core import (
     CheckpointError,
     CommunicatorError,
@@ -25,6 +28,20 @@ from aliquot.torch_optimizer import TorchOptimizer
 from aliquot.values import full_state_dict, gathered, load_full_state_dict
 from aliquot.world import World, init
 
+if TYPE_CHECKING:
+    from aliquot.checkpoint.load import Loaded, load_checkpoint
+    from aliquot.checkpoint.save import save_checkpoint
+
+_WITH_CHECKPOINTS = {"Loaded": "load", "load_checkpoint": "load", "save_checkpoint": "save"}
+
+
+def __getattr__(name: str) -> object:
+    """Checkpoints need pydantic, which is not imported before they are asked for."""
+    if name in _WITH_CHECKPOINTS:
+        return getattr(import_module(f"aliquot.checkpoint.{_WITH_CHECKPOINTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "LAMB",
     "AdamW",
@@ -34,6 +51,7 @@ __all__ = [
     "Error",
     "GradScaler",
     "InvalidArgument",
+    "Loaded",
     "Muon",
     "OutOfMemory",
     "PeerLost",
@@ -48,10 +66,12 @@ __all__ = [
     "full_state_dict",
     "gathered",
     "init",
+    "load_checkpoint",
     "load_full_state_dict",
     "no_sync",
     "profile",
     "reset_step",
+    "save_checkpoint",
     "shard",
     "stats",
 ]

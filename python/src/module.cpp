@@ -15,6 +15,7 @@ PYBIND11_MODULE(_core, module) {
   register_memory(module);
   register_timeline(module);
   register_engine(module);
+  register_split_master(module);
   register_tensors(module);
   register_walk(module);
   register_checkpoint(module);

@@ -14,6 +14,7 @@ void register_process_group(py::module_& module);
 void register_memory(py::module_& module);
 void register_timeline(py::module_& module);
 void register_engine(py::module_& module);
+void register_split_master(py::module_& module);
 void register_tensors(py::module_& module);
 void register_walk(py::module_& module);
 void register_checkpoint(py::module_& module);

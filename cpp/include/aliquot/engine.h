@@ -165,6 +165,21 @@ class Engine {
   /// The full unit into `whole`, Layout::numel() elements of its dtype.
   void read(std::size_t unit, void* whole, Stream stream = {});
 
+  // Checkpoints: parts of parameters by role, in the numbers that the store keeps them in.
+
+  /// What this rank saves: its shard, also of what it holds whole, so that all ranks together save everything once.
+  std::vector<Part> parts_to_save(std::size_t unit, Role role) const;
+  /// What this rank has to be given again: all that end_update does not bring from other ranks. Written between
+  /// begin_write and end_update, on the latter's stream; of parameters with an fp32 master only that.
+  std::vector<Part> parts_to_load(std::size_t unit, Role role) const;
+  /// AdamW's count for each parameter. On a device the host waits. set_groups() comes first.
+  ParamSteps param_steps(Stream stream = {}) const;
+  /// \throws InvalidArgument unless there is one for each parameter
+  void set_param_steps(ParamSteps steps, Stream stream = {});
+  /// On a device the host waits for the last step.
+  StepCounts step_counts() const;
+  void set_step_counts(const StepCounts& counts, Stream stream = {});
+
   /// From here on what the engine does is on `timeline`, which stays until profile(nullptr). \throws InvalidArgument if
   /// it is on another
   void profile(Timeline* timeline);
@@ -181,10 +196,11 @@ class Engine {
   void release_held(Stream stream);
   void require_groups(const char* verb) const;
   void end_graphs(Stream stream);
+  void round_masters(Stream stream);
   void round_master(std::size_t unit, Stream stream);
   void share_update(Stream stream);
   StepResult judge(const GradientReport& report, std::optional<double> max_norm, Stream stream);
-  std::vector<Part> parts_to_step(std::size_t unit, Role role) const;
+  std::vector<Part> parts_of(std::size_t unit, Role role, Range range) const;
   StepResult step_on_host(std::span<const AdamWGroup> groups, std::optional<double> max_norm);
 
   Communicator& communicator_;

@@ -33,6 +33,9 @@ inline constexpr int no_group = -1;
 /// Which parameters had a gradient on any rank, by unit and parameter.
 using Presence = std::vector<std::vector<bool>>;
 
+/// How often each parameter was stepped, by unit and parameter.
+using ParamSteps = std::vector<std::vector<std::int64_t>>;
+
 /// Steps since the optimizer was made.
 struct StepCounts {
   std::uint64_t steps = 0;  ///< that were not skipped
@@ -78,6 +81,8 @@ class AdamW {
   void profile(Timeline* timeline) { timeline_ = timeline; }
 
   std::int64_t steps(std::size_t unit, std::size_t param) const { return steps_.at(unit).at(param); }
+  ParamSteps steps(Stream = {}) const { return steps_; }
+  void set_steps(ParamSteps steps, Stream = {}) { steps_ = std::move(steps); }
 
  private:
   void step_unit(std::size_t unit, std::span<const AdamWGroup> groups, float grad_scale,
@@ -85,7 +90,7 @@ class AdamW {
 
   ShardStore& store_;
   Grouping grouping_;
-  std::vector<std::vector<std::int64_t>> steps_;
+  ParamSteps steps_;
   Timeline* timeline_ = nullptr;
 };
 
