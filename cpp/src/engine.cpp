@@ -95,7 +95,7 @@ void Engine::leave_backward(Stream stream) {
 void Engine::finish_backward(const Left& left, Stream stream) {
   leave_backward(stream);
   with(reducer_, [&](auto& reducer) { reducer.finish(left, stream); });
-  if (!store_.stage().shards_gradients()) spread(Role::grad, stream);
+  share_gradients(stream);
 }
 
 void Engine::spread(Role role, Stream stream) {
@@ -294,8 +294,7 @@ void Engine::clear_gradient(std::size_t unit, std::size_t param, Stream stream) 
 }
 
 bool Engine::has_gradient(std::size_t unit, std::size_t param) const {
-  return store_.holds(unit, Role::grad) &&
-         with(reducer_, [&](const auto& reducer) { return !reducer.empty(unit) && reducer.present(unit, param); });
+  return holds_gradients(unit) && with(reducer_, [&](const auto& reducer) { return reducer.present(unit, param); });
 }
 
 float* Engine::whole_gradient(std::size_t unit) {
@@ -350,6 +349,23 @@ std::vector<Engine::Part> Engine::parts_to_save(std::size_t unit, Role role) con
 std::vector<Engine::Part> Engine::parts_to_load(std::size_t unit, Role role) const {
   const bool trains = layout(unit).unit().trainable;
   return parts_of(unit, role, trains ? store_.stepped_range(unit) : store_.held_range(unit, role));
+}
+
+bool Engine::holds_gradients(std::size_t unit) const {
+  return store_.holds(unit, Role::grad) && with(reducer_, [&](const auto& reducer) { return !reducer.empty(unit); });
+}
+
+void Engine::restore_gradients(std::size_t unit, const std::vector<bool>& present, Stream stream) {
+  if (present.size() != layout(unit).unit().params.size()) {
+    throw InvalidArgument("restore_gradients: unit '" + layout(unit).unit().name + "' has " +
+                          std::to_string(layout(unit).unit().params.size()) + " parameters, not " +
+                          std::to_string(present.size()));
+  }
+  with(reducer_, [&](auto& reducer) { reducer.restore(unit, present, stream); });
+}
+
+void Engine::share_gradients(Stream stream) {
+  if (!store_.stage().shards_gradients()) spread(Role::grad, stream);
 }
 
 ParamSteps Engine::param_steps(Stream stream) const {

@@ -292,6 +292,15 @@ void register_engine(py::module_& module) {
             return tuples(self.parts_to_load(unit, role_named(role)));
           },
           "The same of what it has to be given again.")
+      .def("holds_gradients", &Engine::holds_gradients)
+      .def(
+          "restore_gradients",
+          [](Engine& self, std::size_t unit, const std::vector<bool>& present, Address stream) {
+            self.restore_gradients(unit, present, stream_at(stream));
+          },
+          released)
+      .def(
+          "share_gradients", [](Engine& self, Address stream) { self.share_gradients(stream_at(stream)); }, released)
       .def(
           "param_steps", [](const Engine& self, Address stream) { return self.param_steps(stream_at(stream)); },
           released)

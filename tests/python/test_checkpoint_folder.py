@@ -28,7 +28,7 @@ def test_a_draft_becomes_a_checkpoint(tmp_path: Path) -> None:
     folder.publish(draft, folder.committed(directory, 7))
     assert folder.steps(directory) == [7]
     assert saved(directory, 7) == b"new"
-    assert os.listdir(directory) == ["step_7"]
+    assert [path.name for path in directory.iterdir()] == ["step_7"]
     assert folder.committed(directory, 7).stat().st_mode & 0o777 == 0o700
     assert (folder.committed(directory, 7) / "content").stat().st_mode & 0o777 == 0o600
 
@@ -37,7 +37,7 @@ def test_a_checkpoint_of_the_same_step_is_replaced_at_one_instant(tmp_path: Path
     for content in (b"old", b"new"):
         folder.publish(make_draft(tmp_path, 7, content), folder.committed(tmp_path, 7))
         assert saved(tmp_path, 7) == content
-    assert os.listdir(tmp_path) == ["step_7"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step_7"]
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -65,7 +65,7 @@ def test_what_fails_after_the_rename_is_taken_back(
 
 def test_a_file_is_never_overwritten(tmp_path: Path) -> None:
     folder.write(tmp_path / "file", b"old")
-    os.symlink("elsewhere", tmp_path / "link")
+    (tmp_path / "link").symlink_to("elsewhere")
     for name in ("file", "link"):
         with pytest.raises(FileExistsError):
             folder.write(tmp_path / name, b"new")
@@ -78,7 +78,7 @@ def test_only_plain_files_are_read(tmp_path: Path) -> None:
     assert folder.read(tmp_path / "file", 5) == b"12345"
     with pytest.raises(aliquot.CheckpointError, match="at most 4"):
         folder.read(tmp_path / "file", 4)
-    os.symlink("file", tmp_path / "link")
+    (tmp_path / "link").symlink_to("file")
     with pytest.raises(OSError, match="link"):
         folder.read(tmp_path / "link", 5)
     os.mkfifo(tmp_path / "pipe")
@@ -89,7 +89,7 @@ def test_only_plain_files_are_read(tmp_path: Path) -> None:
 def test_folders_of_other_names_are_no_checkpoints(tmp_path: Path) -> None:
     for name in ("step_1", "step_10", "step_02", "step_-1", "step_x", "step_3.tmp-x", "step_4.old", "5"):
         (tmp_path / name).mkdir()
-    os.symlink("step_1", tmp_path / "step_6")
+    (tmp_path / "step_6").symlink_to("step_1")
     (tmp_path / "step_8").write_bytes(b"a file")
     assert folder.steps(tmp_path) == [10, 1]
     assert folder.drafts(tmp_path) == []
@@ -99,4 +99,4 @@ def test_a_retired_checkpoint_goes_as_a_whole(tmp_path: Path) -> None:
     for step in (1, 2):
         folder.publish(make_draft(tmp_path, step, b""), folder.committed(tmp_path, step))
     folder.retire(tmp_path, 1)
-    assert os.listdir(tmp_path) == ["step_2"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step_2"]

@@ -40,6 +40,7 @@ def manifest(extra: Any = None) -> Manifest:
                 "param/empty": Tensor(dtype="BF16", shape=[0, 9], pieces=[]),
             },
             "tied": {"head": "w"},
+            "gradients": ["w"],
             "step_counts": [3, 0, 0],
             "optimizers": [{"kind": "AdamW", "groups": [{"lr": 0.1}], "scalars": {}, "skipped_in_a_row": 0}],
             "schedulers": [],

@@ -172,6 +172,13 @@ class Engine {
   /// What this rank has to be given again: all that end_update does not bring from other ranks. Written between
   /// begin_write and end_update, on the latter's stream; of parameters with an fp32 master only that.
   std::vector<Part> parts_to_load(std::size_t unit, Role role) const;
+  /// True if gradients of the unit were reduced since the last clear; on every rank alike.
+  bool holds_gradients(std::size_t unit) const;
+  /// Gradients of a checkpoint come: after clear_gradients, of the unit's parameters that are `present`. Then
+  /// parts_to_load of Role::grad are written, and for all units together share_gradients spreads them. Every rank calls
+  /// both, behind begin_write. \throws InvalidArgument unless `present` has a word on each parameter
+  void restore_gradients(std::size_t unit, const std::vector<bool>& present, Stream stream = {});
+  void share_gradients(Stream stream = {});
   /// AdamW's count for each parameter. On a device the host waits. set_groups() comes first.
   ParamSteps param_steps(Stream stream = {}) const;
   /// \throws InvalidArgument unless there is one for each parameter

@@ -12,6 +12,7 @@ from aliquot._core import Error
 from aliquot.checkpoint.parts import Halves, Memory, Part, Plain
 from aliquot.passes import require_finished
 from aliquot.places import Place
+from aliquot.scaler import GradScaler
 from aliquot.sharded import ShardedModel
 from aliquot.sharded_optimizer import ShardedOptimizer
 from aliquot.tensors import TENSORS
@@ -31,6 +32,11 @@ def param_key(name: str) -> str:
 def state_key(optimizer: int, state: str, name: str) -> str:
     """Of an optimizer's state of a parameter."""
     return f"optimizer/{optimizer}/{state}/{name}"
+
+
+def gradient_key(name: str) -> str:
+    """Of a parameter's gradient, where a step has yet to use it."""
+    return f"grad/{name}"
 
 
 def buffer_key(name: str, rank: int = 0) -> str:
@@ -110,6 +116,35 @@ def states_to_save(number: int, optimizer: ShardedOptimizer) -> Iterator[Part]:
             yield Part(key, value.dtype, state_shape(state.place), begin, end, Plain(value))
 
 
+def gradients_to_save(model: ShardedModel) -> Iterator[Part]:
+    """The same of gradients that no step has used yet."""
+    for unit in model.units if model.accumulating else ():
+        if model.engine.holds_gradients(unit.index):
+            for part in model.engine.parts_to_save(unit.index, "grad"):
+                yield _gradient(model, unit, part)
+
+
+def gradients_to_load(model: ShardedModel, unit: Unit) -> Iterator[Part]:
+    """The part of a unit's gradients that this rank has to be given."""
+    return (_gradient(model, unit, part) for part in model.engine.parts_to_load(unit.index, "grad"))
+
+
+def _gradient(model: ShardedModel, unit: Unit, held: tuple[int, int, int, int]) -> Part:
+    index, begin, numel, address = held
+    place, dtype = unit.places[index], model.gradient_dtype(unit)
+    memory = Plain(model.tensor_at(address, (numel,), dtype))
+    return Part(gradient_key(place.name), dtype, state_shape(place), begin, begin + numel, memory)
+
+
+def names_with_gradients(model: ShardedModel) -> list[str]:
+    """Of parameters that have one that no step has used yet, as far as this rank knows."""
+    return [
+        place.name
+        for place in (places_of(model) if model.accumulating else ())
+        if model.engine.has_gradient(place.unit.index, place.index)
+    ]
+
+
 def pieces_to_load(optimizer: ShardedOptimizer) -> Iterator[tuple[Place, int, int]]:
     """Of the parameters that it steps: place, begin and numel of what this rank has to be given."""
     model, places = optimizer.model, set(optimizer.places())
@@ -151,16 +186,20 @@ def require_between_steps(model: ShardedModel, verb: str) -> None:
             raise Error(f"within aliquot.gathered the parameters are private copies: {verb} outside of it")
 
 
-def require_stepped(model: ShardedModel) -> None:
-    """Refuses to save gradients that no step has used."""
-    unreduced = next((unit.name for unit in model.units if TENSORS.gradients(unit.params)), None)
-    if unreduced is None and not model.accumulating:
-        return
-    where = "are in the store" if unreduced is None else f"of unit '{unreduced}' are on the ranks (aliquot.no_sync)"
-    raise Error(
-        f"gradients that no step has used yet {where}, and a checkpoint does not hold them: save behind opt.step(), or "
-        "drop them with opt.zero_grad()"
-    )
+def require_reduced(model: ShardedModel) -> None:
+    """Refuses to save while gradients are on each rank alone."""
+    for unit in model.units:
+        if TENSORS.gradients(unit.params):
+            raise Error(
+                f"gradients of unit '{unit.name}' were not reduced (aliquot.no_sync), so that no checkpoint can hold "
+                "them: save behind a backward that reduces, or behind the step"
+            )
+
+
+def require_scale(model: ShardedModel, scaler: GradScaler | None) -> None:
+    """Refuses to save gradients without the scale that they have."""
+    if model.accumulating and model.scaler not in (None, scaler):
+        raise Error("there are scaled gradients that no step has used yet: give save_checkpoint the scaler= too")
 
 
 def optimizers_of(

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from aliquot._core import CheckpointError
@@ -26,6 +27,7 @@ from aliquot.scaler import GradScaler
 from aliquot.sharded import ShardedModel, sharded
 from aliquot.sharded_optimizer import ShardedOptimizer, drop_gradients
 from aliquot.states import State
+from aliquot.unit import Unit
 from aliquot.world import World
 
 
@@ -102,6 +104,8 @@ class Load:
         self._settle: list[Callable[[], object]] = []
         """What comes behind that."""
         self._undo: list[Callable[[], object]] = []
+        self._accumulating = False
+        """Whether gradients came that no step has used."""
 
     def prepare(
         self, checkpoint: Checkpoint, opt: Optimizers, schedulers: list[Stateful], loader: Stateful | None,
@@ -116,6 +120,8 @@ class Load:
         reading = Reading(checkpoint)
         self._want_params(reading, matched)
         self._want_buffers(reading, matched)
+        if optimizers and checkpoint.manifest.gradients:
+            self._want_gradients(reading, checkpoint.manifest)
         states = [list(self._want_states(reading, matched, *both)) for both in enumerate(optimizers)]
         reading.run()
         for number, optimizer in enumerate(optimizers):
@@ -134,6 +140,26 @@ class Load:
             key = matched.buffer_key(name)
             values = reading.want(key, 0, buffer.numel()).view(buffer.shape)
             self._settle.append(partial(buffer.detach().copy_, values))
+
+    def _want_gradients(self, reading: Reading, manifest: Manifest) -> None:
+        for unit in self.model.units:
+            keys = {contents.gradient_key(place.name) for place in unit.places} & manifest.tensors.keys()
+            if not unit.trainable or not keys:
+                continue
+            values = {}
+            for index, begin, numel, _ in self.model.engine.parts_to_load(unit.index, "param"):
+                key = contents.gradient_key(unit.places[index].name)
+                if key in keys:
+                    values[key, begin] = reading.want(key, begin, begin + numel)
+            present = [place.name in manifest.gradients for place in unit.places]
+            self._puts.append(partial(self._restore_gradients, unit, present, values))
+
+    def _restore_gradients(self, unit: Unit, present: list[bool], values: dict[tuple[str, int], torch.Tensor]) -> None:
+        self.model.engine.restore_gradients(unit.index, present, self.model.stream())
+        for part in contents.gradients_to_load(self.model, unit):
+            if (part.key, part.begin) in values:
+                part.memory.take(values[part.key, part.begin])
+        self._accumulating = True
 
     def _want_states(
         self, reading: Reading, matched: Matching, number: int, optimizer: ShardedOptimizer
@@ -198,14 +224,19 @@ class Load:
         """Collective."""
         engine, stream = self.model.engine, self.model.stream()
         engine.begin_write()
+        drop_gradients(self.model)
         while self._puts:
             self._puts.pop(0)()
+        if self._accumulating:
+            engine.share_gradients(stream)
         engine.end_update(stream)
         while self._settle:
             self._settle.pop(0)()
-        drop_gradients(self.model)
         self.model.passes.end_step()
         self.model.note_change()
+        self.model.accumulating = self._accumulating
+        if self._accumulating and self.model.scaler is not None:
+            self.model.scaler.note_scaled()
 
 
 def loader_state(manifest: Manifest, world: World) -> Any:

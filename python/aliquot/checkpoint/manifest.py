@@ -106,6 +106,8 @@ class Manifest(_Strict):
     tensors: Annotated[dict[Name, Tensor], Field(max_length=1 << 20)]
     tied: dict[Name, Name]
     """Further names of parameters and buffers, and the first name of each."""
+    gradients: List[Name]
+    """Names of the parameters that have one that no step has used yet."""
     step_counts: Annotated[List[Count], Field(min_length=3, max_length=3)]
     """Steps, skipped steps, how many of those in a row."""
     optimizers: List[OptimizerState]

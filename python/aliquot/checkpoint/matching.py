@@ -43,6 +43,10 @@ class Matching:
         for name, buffer in buffers.items():
             self._require_like(self.buffer_key(name), buffer.shape, buffer.dtype)
 
+        for key in self.manifest.tensors.keys() & {contents.gradient_key(place.name) for place in params.values()}:
+            place = params[contents.param_key(key.removeprefix(contents.gradient_key("")))]
+            self._require_like(key, contents.state_shape(place), None)
+
     def key_of(self, key: str) -> str:
         """Where a parameter or buffer is, which may be saved by another of its names."""
         kind, _, name = key.partition("/")

@@ -203,6 +203,7 @@ def _assembled(step: int, shared: dict[str, Any], reports: list[dict[str, Any]])
         "world_size": len(reports),
         "files": {report["file"]: {"bytes": report["bytes"], "crcs": report["crcs"]} for report in reports},
         "tensors": tensors,
+        "gradients": sorted({name for report in reports for name in report["own"]["gradients"]}),
         "optimizers": optimizers,
         "ranks": [{"rng": report["own"]["rng"], "loader": report["own"]["loader"]} for report in reports],
     }

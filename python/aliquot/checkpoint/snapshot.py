@@ -61,9 +61,10 @@ class Snapshot:
     ) -> Snapshot:  # fmt: skip
         """Refuses what can't be saved. Copies nothing but buffers and small states."""
         contents.require_between_steps(model, "save")
-        contents.require_stepped(model)
+        contents.require_reduced(model)
+        contents.require_scale(model, scaler)
         optimizers = contents.optimizers_of(model, opt)
-        parts = [*contents.params_to_save(model)]
+        parts = [*contents.params_to_save(model), *contents.gradients_to_save(model)]
         for number, optimizer in enumerate(optimizers):
             parts += contents.states_to_save(number, optimizer)
         shared = {
@@ -84,6 +85,7 @@ class Snapshot:
         }
         own = {
             "rng": plain(rng_states(model.world), "the states of random number generators"),
+            "gradients": contents.names_with_gradients(model),
             "loader": None if loader is None else plain(loader.state_dict(), "loader"),
             "optimizers": [_optimizer_state(optimizer, i) for i, optimizer in enumerate(optimizers)],
         }
