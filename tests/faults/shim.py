@@ -28,6 +28,9 @@ class Fault:
     reads: bool = False
 
 
+NO_FAULT = Fault()
+
+
 def build(folder: Path) -> Path:
     library = folder / "shim.so"
     source = Path(__file__).with_name("shim.cpp")
@@ -37,23 +40,22 @@ def build(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def fault(folder: Path, fault: Fault, journal: Path | None = None) -> Iterator[None]:
+def fault(folder: Path, fault: Fault, journal: Path | None = None, never_synced: str = "") -> Iterator[None]:
     """While it lasts, calls under `folder` are counted and `fault` happens; `journal` gets a line for each that worked.
 
-    The process must have been started with the shim.
+    The process must have been started with the shim. `never_synced`: how paths end whose fsync does nothing.
     """
-    shim = ctypes.CDLL(None)
-    shim.plan_fault(
-        os.fsencode(folder.resolve()),
-        fault.reads,
-        ctypes.c_long(fault.at),
-        fault.action,
-        os.fsencode(journal) if journal else b"",
-    )
+    record = os.fsencode(journal) if journal else b""
+    _plan(os.fsencode(folder.resolve()), fault, record, never_synced.encode())
     try:
         yield
     finally:
-        shim.plan_fault(b"", False, ctypes.c_long(0), 0, b"")
+        _plan(b"", Fault(), b"", b"")
+
+
+def _plan(folder: bytes, fault: Fault, record: bytes, never_synced: bytes) -> None:
+    at = ctypes.c_long(fault.at)
+    ctypes.CDLL(None).plan_fault(folder, fault.reads, at, fault.action, record, never_synced)
 
 
 def counted_calls() -> int:
