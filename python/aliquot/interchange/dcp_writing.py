@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.planner import WriteItem
@@ -25,7 +26,15 @@ def write(folder: Path, entries: Iterable[Entry], values: Named) -> None:
     writer = FileSystemWriter(folder, single_file_per_rank=False, thread_count=1, overwrite=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is")  # which is meant to be so here
-        save(described, storage_writer=writer, planner=_Streaming(values), no_dist=True)
+        try:
+            save(described, storage_writer=writer, planner=_Streaming(values), no_dist=True)
+        except CheckpointException as error:  # which is no Exception
+            raise CheckpointError(_reason(error)) from None
+
+
+def _reason(error: CheckpointException) -> str:
+    """What happened, without the traceback that torch makes of it."""
+    return "; ".join(f"{type(failure).__name__}: {failure}" for failure, _ in error.failures.values())
 
 
 class _Streaming(DefaultSavePlanner):

@@ -19,10 +19,12 @@ SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) *([kKMGT]?)(i?)B")
 def size_of(text: int | str) -> int:
     """Bytes: a number, or such as "5GB" (10^9) and "5GiB" (2^30)."""
     match = SIZE.fullmatch(text) if isinstance(text, str) else None
-    size = int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " ")) if match else text
-    if not isinstance(size, int) or size < 1:
+    if match:
+        power = " KMGT".index(match[2].upper() or " ")
+        text = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    if not isinstance(text, int) or text < 1:
         raise InvalidArgument(f'a size is {text!r}; it is a number of bytes, or such as "5GB" or "500MiB"')
-    return size
+    return text
 
 
 def write(

@@ -9,7 +9,9 @@ from typing import Any
 
 from aliquot._core import CheckpointError
 
-MAX_OPERATIONS = 1 << 23
+MAX_OPERATIONS = 1 << 24
+MAX_STACK = 1 << 16
+"""What waits to be put into something: Python's own pickles put a thousand things at a time into one."""
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 ARGUMENTS = {
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"
@@ -61,9 +63,9 @@ class _Reader:
         for number, (operation, argument, _) in enumerate(pickletools.genops(data)):
             if operation.name == "STOP":
                 return self.stack.pop()
-            if number >= MAX_OPERATIONS:
-                raise ValueError(f"it has more than {MAX_OPERATIONS} operations")
             self._do(operation.name, argument)
+            if number >= MAX_OPERATIONS or len(self.stack) + len(self.marks) > MAX_STACK:
+                raise ValueError(f"it takes more than {MAX_OPERATIONS} operations, or {MAX_STACK} places")
         raise ValueError("it has no end")
 
     def _do(self, name: str, argument: Any) -> None:
