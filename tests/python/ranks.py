@@ -137,11 +137,18 @@ def _start(
     rank: int, job: dict[str, str], fn: Callable[..., Any], args: tuple[Any, ...], transport: Transport | None
 ) -> _Process:
     here, there = FORK.Pipe()
-    environment = job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    environment = job | {"RANK": str(rank), "LOCAL_RANK": str(_gpu(rank, transport))}
     process = FORK.Process(target=_work, args=(rank, environment, fn, args, transport, here, there), daemon=True)
     process.start()
     there.close()  # so that the end of the rank is the end of the file
     return _Process(process, here)
+
+
+def _gpu(rank: int, transport: Transport | None) -> int:
+    """Ranks of `peer` share GPUs where there are too few."""
+    if transport is None or transport.name != "peer":
+        return rank
+    return rank % max(1, torch.cuda.device_count())
 
 
 def _work(

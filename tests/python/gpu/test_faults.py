@@ -20,7 +20,7 @@ from test_peer_lost import train_until_lost
 from torch import Tensor, nn
 from training import STAGES, Case, Sharded, Turn
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("two_gpus")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpus")]
 
 SECONDS = 5.0
 LOSSES = 10
