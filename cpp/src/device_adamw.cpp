@@ -68,7 +68,7 @@ void DeviceAdamW::place(const Grouping& grouping) {
   group_of_param_ = to_device(group_of_param, memory_);
 }
 
-void DeviceAdamW::upload(std::span<const AdamWGroup> groups, Stream stream) {
+void DeviceAdamW::send(std::span<const AdamWGroup> groups, Stream stream) {
   require_groups(groups.size(), group_count_);
   std::byte* message = sent_.next();
   std::memcpy(message, groups.data(), group_count_ * sizeof(AdamWGroup));
@@ -76,10 +76,8 @@ void DeviceAdamW::upload(std::span<const AdamWGroup> groups, Stream stream) {
   sent_.record(stream);
 }
 
-StepResult DeviceAdamW::step(DeviceReducer& reducer, std::span<const AdamWGroup> groups, std::optional<double> max_norm,
-                             Stream stream) {
+void DeviceAdamW::step(DeviceReducer& reducer, std::optional<double> max_norm, Stream stream) {
   const DeviceGuard guard(device_);
-  upload(groups, stream);
   communicator_.all_gather({"step", ""}, reducer.report(stream), reports_.data(), stream);
   cuda::finish_report(shape_, reports_.data(), reinterpret_cast<const AdamWGroup*>(groups_.data()),
                       reinterpret_cast<const int*>(group_of_param_.data()),
@@ -89,6 +87,9 @@ StepResult DeviceAdamW::step(DeviceReducer& reducer, std::span<const AdamWGroup>
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
     if (store_.holds(unit, Role::exp_avg)) update(unit, stream);
   }
+}
+
+StepResult DeviceAdamW::receive(Stream stream) {
   copy_async(received_.next(), state_.data(), sizeof(cuda::StepState), stream);
   received_.record(stream);
   const std::byte* latest = received_.latest();

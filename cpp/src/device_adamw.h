@@ -29,10 +29,14 @@ class DeviceAdamW {
   /// Parameters are in other groups from here on. Moments and counts stay. The host waits for the last step.
   void regroup(const Grouping& grouping);
 
-  /// Exchanges the ranks' reports and updates, or skips on all ranks alike. Returns the latest result that the host
-  /// knows of, of this step or one before.
-  StepResult step(DeviceReducer& reducer, std::span<const AdamWGroup> groups, std::optional<double> max_norm,
-                  Stream stream);
+  // A step is these three, in this order. What step() gives to the stream is the same every time, and may be replayed.
+
+  /// Sends the hyperparameters.
+  void send(std::span<const AdamWGroup> groups, Stream stream);
+  /// Exchanges the ranks' reports and updates, or skips on all ranks alike.
+  void step(DeviceReducer& reducer, std::optional<double> max_norm, Stream stream);
+  /// Asks for the result. Returns the latest that the host knows of, of this step or one before.
+  StepResult receive(Stream stream);
   /// From here on each unit's update is on `timeline`, if there is one.
   void profile(Timeline* timeline) { timeline_ = timeline; }
   /// The scalars of the last step given to a stream, on the device.
@@ -51,7 +55,6 @@ class DeviceAdamW {
 
   void place(const Grouping& grouping);
   void make_room_for_groups();
-  void upload(std::span<const AdamWGroup> groups, Stream stream);
   void update(std::size_t unit, Stream stream);
   cuda::AdamWArrays arrays(std::size_t unit) const;
   StepResult result_of(const cuda::StepState& state) const;

@@ -216,14 +216,16 @@ StepResult Engine::step(std::span<const AdamWGroup> groups, std::optional<double
   const Stopwatch stopwatch(step_seconds_);
   const TimedScope timed(timeline_, Activity::step, Hold::work, "step", 0, stream);
   end_graphs(stream);
-  StepResult result;
-  if (auto* optimizer = std::get_if<std::unique_ptr<DeviceAdamW>>(&optimizer_)) {
-    result = (*optimizer)->step(*std::get<std::unique_ptr<DeviceReducer>>(reducer_), groups, max_norm, stream);
-  } else {
-    result = step_on_host(groups, max_norm);
-  }
+  const StepResult result = on_cpu(memory_) ? step_on_host(groups, max_norm) : step_on_device(groups, max_norm, stream);
   share_update(stream);
   return result;
+}
+
+StepResult Engine::step_on_device(std::span<const AdamWGroup> groups, std::optional<double> max_norm, Stream stream) {
+  auto& optimizer = *std::get<std::unique_ptr<DeviceAdamW>>(optimizer_);
+  if (!capturing_) optimizer.send(groups, stream);
+  optimizer.step(*std::get<std::unique_ptr<DeviceReducer>>(reducer_), max_norm, stream);
+  return capturing_ ? StepResult{} : optimizer.receive(stream);
 }
 
 StepResult Engine::step_on_host(std::span<const AdamWGroup> groups, std::optional<double> max_norm) {

@@ -13,6 +13,7 @@ from aliquot._core import (
     __version__,
 )
 from aliquot.control import no_sync, reset_step
+from aliquot.graph import graph
 from aliquot.lamb import LAMB
 from aliquot.muon import Muon
 from aliquot.optim import AdamW, clip_grad_norm_
@@ -47,6 +48,7 @@ __all__ = [
     "clip_grad_norm_",
     "full_state_dict",
     "gathered",
+    "graph",
     "init",
     "load_full_state_dict",
     "no_sync",

@@ -60,8 +60,11 @@ class AdamW(ShardedOptimizer):
 
     def _update(self) -> _core.StepResult:
         self._require_current()
-        groups = [_core_group(group) for group in self.param_groups]
-        return self.model.engine.step(groups, self.max_grad_norm, self.model.stream())
+        return self.model.engine.step(self.core_groups(), self.max_grad_norm, self.model.stream())
+
+    def core_groups(self) -> list[_core.AdamWGroup]:
+        """What the groups say now, as the core takes it."""
+        return [_core_group(group) for group in self.param_groups]
 
     @property
     def grad_norm(self) -> torch.Tensor:

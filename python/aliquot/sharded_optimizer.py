@@ -77,7 +77,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         result = self._update()
         self.model.passes.end_step()
         self.model.note_change()
-        self._note(result)
+        self.note(result)
         return loss
 
     @property
@@ -85,7 +85,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
         """Norm of the last step's gradients before clipping, a scalar; NaN if not finite."""
         return torch.tensor(math.nan if self._result is None or self._result.skipped else self._result.grad_norm)
 
-    def _note(self, result: _core.StepResult) -> None:
+    def note(self, result: _core.StepResult) -> None:
+        """Remembers how a step went; tells of a skipped one, and raises where too many were."""
         new = self._result is None or result.steps_skipped > self._result.steps_skipped
         self._result = result
         self.skipped_in_a_row = self._skips_in_a_row(result)

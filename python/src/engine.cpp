@@ -269,6 +269,19 @@ void register_engine(py::module_& module) {
           "numel", [](const Engine& self, std::size_t unit) { return self.layout(unit).numel(); },
           "Elements of the flat unit, padding included.")
       .def("statistics", &Engine::statistics, released)
+      .def("renew", &Engine::renew, released)
+      .def(
+          "begin_capture", [](Engine& self, Address stream) { self.begin_capture(stream_at(stream)); }, released)
+      .def(
+          "end_capture", [](Engine& self, Address stream) { self.end_capture(stream_at(stream)); }, released)
+      .def(
+          "begin_replay",
+          [](Engine& self, const std::vector<AdamWGroup>& groups, Address stream) {
+            self.begin_replay(groups, stream_at(stream));
+          },
+          released)
+      .def(
+          "end_replay", [](Engine& self, Address stream) { return self.end_replay(stream_at(stream)); }, released)
       .def("profile", &Engine::profile, py::arg("timeline"), "The timeline must stay until profile(None).");
 }
 

@@ -18,7 +18,7 @@ for kernel in AdamW Cast FillNan FinishReport Pack PullAndReduce Statistics Redu
   filter="$filter*Cuda$kernel*:"
 done
 # Less what only repeats others at sizes that take minutes here.
-filter="$filter-*CudaReduceLarge*:*CudaStatisticsAgain*:*CudaStatistics.*/7:*CudaScale.*/7:*CudaScale.*/15"
+filter="$filter-*ReduceLarge*:*CudaStatisticsAgain*:*CudaStatistics.*/7:*CudaScale.*/7:*CudaScale.*/15"
 filter="$filter:*IsLongerThanTheGrid*:*IsLargerThanTheDeviceAtOnce*"
 
 logs=$(mktemp -d)

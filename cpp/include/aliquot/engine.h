@@ -165,6 +165,21 @@ class Engine {
   /// The full unit into `whole`, Layout::numel() elements of its dtype.
   void read(std::size_t unit, void* whole, Stream stream = {});
 
+  // Steps in a graph of the device's that is replayed (docs/design.md, "Steps in a graph"). Where
+  // Communicator::maps_peers().
+
+  /// The host waits for all that is under way, and the engine's streams and slots begin anew: before a capture, and when
+  /// it is over, however it ended.
+  void renew();
+  /// `stream`, which is being captured, brings the engine's own streams into the capture. What follows is whole steps.
+  void begin_capture(Stream stream);
+  /// They have joined `stream` again.
+  void end_capture(Stream stream);
+  /// Before `stream` is given a replay: its steps take these hyperparameters.
+  void begin_replay(std::span<const AdamWGroup> groups, Stream stream);
+  /// After: what the engine is asked next comes behind the replay. Returns as step() does.
+  StepResult end_replay(Stream stream);
+
   /// From here on what the engine does is on `timeline`, which stays until profile(nullptr). \throws InvalidArgument if
   /// it is on another
   void profile(Timeline* timeline);
@@ -180,12 +195,14 @@ class Engine {
   void spread(Role role, Stream stream);
   void release_held(Stream stream);
   void require_groups(const char* verb) const;
+  void require_replayable() const;
   void end_graphs(Stream stream);
   void round_master(std::size_t unit, Stream stream);
   void share_update(Stream stream);
   StepResult judge(const GradientReport& report, std::optional<double> max_norm, Stream stream);
   std::vector<Part> parts_to_step(std::size_t unit, Role role) const;
   StepResult step_on_host(std::span<const AdamWGroup> groups, std::optional<double> max_norm);
+  StepResult step_on_device(std::span<const AdamWGroup> groups, std::optional<double> max_norm, Stream stream);
 
   Communicator& communicator_;
   std::unique_ptr<MemoryResource> more_;  ///< on a device: what an optimizer takes is in no plan
@@ -197,6 +214,7 @@ class Engine {
   std::vector<bool> graph_;        ///< a backward of this unit is expected
   std::vector<bool> in_backward_;  ///< acquired by pre_backward
   std::vector<bool> held_;
+  bool capturing_ = false;
   Timeline* timeline_ = nullptr;
   double step_seconds_ = 0;
   StepCounts counts_;     ///< of steps that the host judged: on CPUs, and of begin_update

@@ -6,6 +6,12 @@ from ranks import NCCL, PEER, Transport
 
 
 @pytest.fixture
+def one_gpu() -> None:
+    """A GPU, which ranks of the transport peer may share."""
+    _require(1)
+
+
+@pytest.fixture
 def two_gpus() -> None:
     """A GPU for each of two ranks."""
     _require(2)

@@ -29,7 +29,7 @@ SLACK = 64 << 20
 
 
 def free_bytes(rank: int) -> int:
-    return torch.cuda.mem_get_info(rank)[0]
+    return torch.cuda.mem_get_info(rank % torch.cuda.device_count())[0]
 
 
 def lose_a_rank(chance: random.Random, transport: Transport) -> None:
