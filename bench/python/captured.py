@@ -12,6 +12,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 
 import aliquot
 import torch
@@ -80,7 +81,7 @@ def timed(step: Step, tokens: Tensor) -> tuple[float, Tensor]:
         losses.append(step(tokens).clone())
         mark.record()
     torch.cuda.synchronize()
-    times = [before.elapsed_time(after) for before, after in zip(marks, marks[1:], strict=False)]
+    times = [before.elapsed_time(after) for before, after in pairwise(marks)]
     return statistics.median(times), torch.stack(losses)
 
 
