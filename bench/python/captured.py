@@ -1,9 +1,12 @@
 """A training step as the host gives it, and the same replayed by a CUDA graph (`aliquot.graph`), in one run.
 
-    python -m torch.distributed.run --nproc-per-node 2 bench/python/captured.py 374m 8x1024
+    CUBLAS_WORKSPACE_CONFIG=:4096:8 python bench/python/captured.py 374m 8x1024
+
+and the same after `python -m torch.distributed.run --nproc-per-node N` for several ranks.
 
 Beside them the floor, forward and backward of one GPU with nothing sharded and no optimizer, in the same two ways.
-Stage 3, bf16, AdamW with clip. Verified before timed: both give the same losses, bit by bit. Times are medians, in ms.
+Stage 3, bf16, AdamW with clip. Verified before timed, with PyTorch's deterministic kernels: both give the same losses,
+bit by bit. Times, with its usual ones, are medians, in ms.
 """
 
 from __future__ import annotations
@@ -72,17 +75,29 @@ def captured_floor(step: Step, tokens: Tensor) -> Step:
     return replay
 
 
-def timed(step: Step, tokens: Tensor) -> tuple[float, Tensor]:
-    """Median milliseconds, and the losses, warm-up included."""
-    losses = [step(tokens).clone() for _ in range(WARMUP + 2)]
+def verify(size: str, tokens: Tensor) -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    step, _ = sharded_step(size)
+    expected = [step(tokens) for _ in range(2 * WARMUP)]
+    step, optimizer = sharded_step(size)
+    replayed = aliquot.graph(step, optimizer, WARMUP)
+    losses = [replayed(tokens) for _ in range(2 * WARMUP)]
+    torch.use_deterministic_algorithms(False)
+    if not torch.equal(torch.stack(losses), torch.stack(expected)):
+        sys.exit(f"captured.py: replays gave other losses: {losses} instead of {expected}")
+
+
+def timed(step: Step, tokens: Tensor) -> float:
+    """Median milliseconds."""
+    for _ in range(2 * WARMUP):
+        step(tokens)
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(STEPS + 1)]
     marks[0].record()
     for mark in marks[1:]:
-        losses.append(step(tokens).clone())
+        step(tokens)
         mark.record()
     torch.cuda.synchronize()
-    times = [before.elapsed_time(after) for before, after in pairwise(marks)]
-    return statistics.median(times), torch.stack(losses)
+    return statistics.median(before.elapsed_time(after) for before, after in pairwise(marks))
 
 
 def main() -> None:
@@ -93,19 +108,16 @@ def main() -> None:
     world = aliquot.init(transport="peer")
     batch, length = map(int, args.tokens.split("x"))
     tokens = torch.randint(SIZES[args.size].vocabulary, (batch, length + 1), device=world.device)
+    verify(args.size, tokens)
     found = {}
     floor = floor_step(args.size, world.device)
-    found["floor"], _ = timed(floor, tokens)
-    found["floor, captured"], _ = timed(captured_floor(floor, tokens), tokens)
+    found["floor"] = timed(floor, tokens)
+    found["floor, captured"] = timed(captured_floor(floor, tokens), tokens)
     del floor
     torch.cuda.empty_cache()
-    step, _ = sharded_step(args.size)
-    found["aliquot"], expected = timed(step, tokens)
-    del step
     step, optimizer = sharded_step(args.size)
-    found["aliquot, captured"], losses = timed(aliquot.graph(step, optimizer, WARMUP), tokens)
-    if not torch.equal(losses, expected):
-        sys.exit(f"captured.py: replays gave other losses: {losses} instead of {expected}")
+    found["aliquot"] = timed(step, tokens)
+    found["aliquot, captured"] = timed(aliquot.graph(step, optimizer, WARMUP), tokens)
     if world.rank == 0:
         for name, milliseconds in found.items():
             ratio = milliseconds / found["floor" + ", captured" * name.endswith("captured")]

@@ -29,7 +29,7 @@ class Training:
         case = Case(LanguageModel, lambda model, turn: turn.normal(1))
         self.model: Any = aliquot.shard(built(case), stage=stage, precision=precision)
         self.optimizer = aliquot.AdamW(self.model, lr=lr, max_grad_norm=1.0)
-        self.scaler = aliquot.GradScaler(self.model, init_scale=2.0**14) if precision == "fp16" else None
+        self.scaler = aliquot.GradScaler(self.optimizer, init_scale=2.0**14) if precision == "fp16" else None
         self.train: Callable[[Tensor, Tensor], Tensor] = self.step
         if captured:
             self.train = aliquot.graph(self.step, self.optimizer, warmup=WARMUP)
