@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 #include <string>
+#include <type_traits>
 
 #include "aliquot/device_kernels.h"
 #include "aliquot/kernels.h"
@@ -144,24 +145,18 @@ Work statistics_work(std::size_t count, Stream stream) {
           [=] { return space.is_of(values, count, stream); }};
 }
 
-constexpr AdamWStep update{.lr = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .step = 10, .grad_scale = 0.5};
-
-cuda::ParamScalars scalars_of_update() {
-  const auto correction = [](double beta) { return 1 - std::pow(beta, static_cast<double>(update.step)); };
-  return {.stepped = 1,
-          .decay = static_cast<float>(1 - update.lr * update.weight_decay),
-          .one_minus_beta1 = static_cast<float>(1 - update.beta1),
-          .beta2 = static_cast<float>(update.beta2),
-          .one_minus_beta2 = static_cast<float>(1 - update.beta2),
-          .inverse_correction2 = static_cast<float>(1 / std::sqrt(correction(update.beta2))),
-          .eps = static_cast<float>(update.eps),
-          .minus_step_size = static_cast<float>(-update.lr / correction(update.beta1))};
-}
+constexpr ParamStep tenth{.number = 10, .grad_scale = 0.5};
+constexpr AdamW adamw{.lr = 1e-3, .beta2 = 0.95, .weight_decay = 0.1};
+constexpr Adam adam{.lr = 1e-3, .beta2 = 0.95, .weight_decay = 0.1};
+constexpr Sgd sgd{.lr = 1e-3, .weight_decay = 0.1};
+constexpr MomentumSgd momentum_sgd{.lr = 1e-3, .momentum = 0.9, .weight_decay = 0.1, .nesterov = true};
+constexpr Lion lion{.lr = 1e-3, .weight_decay = 0.1};
+constexpr Adagrad adagrad{.lr = 1e-3, .weight_decay = 0.1};
 
 /// The parameter's bytes and those of the other part of the master.
 std::pair<std::vector<std::byte>, std::vector<std::byte>> stored(const std::vector<float>& masters, DType dtype,
-                                                                 cuda::Master form) {
-  if (form != cuda::Master::low16) return {encoded(masters, dtype), encoded(masters, DType::fp32)};
+                                                                 Master form) {
+  if (form != Master::low16) return {encoded(masters, dtype), encoded(masters, DType::fp32)};
   std::vector<std::uint16_t> high, low;
   for (const float master : masters) {
     high.push_back(split_master(master).high);
@@ -174,36 +169,54 @@ std::pair<std::vector<std::byte>, std::vector<std::byte>> stored(const std::vect
   return {bytes_of(high), bytes_of(low)};
 }
 
-template <DType dtype, cuda::Master form, DType grad_dtype = DType::fp32>
-Work adamw_work(std::size_t count, Stream stream) {
-  std::vector<float> masters = numbers(period, 1), exp_avg = numbers(period, 3), exp_avg_sq = squares(4);
+/// What a rule keeps of the first period; roots are taken of it.
+template <typename R>
+std::vector<std::vector<float>> states_of_period() {
+  std::vector<std::vector<float>> states;
+  for (std::uint32_t i = 0; i < R::states.size(); ++i) states.push_back(squares(3 + i));
+  return states;
+}
+
+template <const auto& rule, DType dtype, Master form, DType grad_dtype = DType::fp32>
+Work update_work(std::size_t count, Stream stream) {
+  using R = std::remove_cvref_t<decltype(rule)>;
+  std::vector<float> masters = numbers(period, 1);
+  std::vector<std::vector<float>> states = states_of_period<R>();
   const std::vector<float> grads = numbers(period, 2, grad_dtype);
   const auto [param_bytes, master_bytes] = stored(masters, dtype, form);
-  const std::size_t master_size = form == cuda::Master::low16 ? 2 : form == cuda::Master::fp32 ? 4 : 0;
+  const std::size_t master_size = form == Master::low16 ? 2 : form == Master::fp32 ? 4 : 0;
   const auto param = std::make_shared<Repeated>(param_bytes, count * size_of(dtype), stream);
   const auto master = std::make_shared<Repeated>(master_bytes, std::max(count * master_size, 4 * period), stream);
   const auto grad = on_device(grads, grad_dtype, count, stream);
-  const auto m = on_device(exp_avg, DType::fp32, count, stream), v = on_device(exp_avg_sq, DType::fp32, count, stream);
   const std::vector<cuda::Chunk> plan = cuda::chunks_of(Layout({"unit", {{"param", count}}}, 1), {0, count});
   const auto chunks = array_of(plan, stream);
-  const auto scalars = array_of<cuda::ParamScalars>({scalars_of_update()}, stream);
-  const auto state = array_of<cuda::StepState>({{.grad_scale = update.grad_scale}}, stream);
-  adamw(update, masters, grads, exp_avg, exp_avg_sq);
-  const cuda::AdamWArrays arrays{
-      param->data(),    dtype,           master_size == 0 ? nullptr : master->data(), form, grad->data(), grad_dtype,
-      m->data<float>(), v->data<float>()};
+  const auto scalars = array_of<cuda::ParamScalars<R>>({{1, rule.scalars(tenth.number)}}, stream);
+  const auto state = array_of<cuda::StepState>({{.grad_scale = tenth.grad_scale}}, stream);
+  cuda::UpdateArrays arrays{
+      {param->data(), dtype, master_size == 0 ? nullptr : master->data(), form}, grad->data(), grad_dtype, {}};
+  std::vector<std::shared_ptr<Repeated>> kept;
+  States on_host;
+  for (std::size_t i = 0; i < states.size(); ++i) {
+    kept.push_back(on_device(states[i], DType::fp32, count, stream));
+    arrays.states[i] = kept.back()->template data<float>();
+    on_host[i] = states[i];
+  }
+  update(rule, tenth, masters, grads, on_host);
   // A master of its own is read and written, and the parameter then only written.
-  const double of_params = form == cuda::Master::fp32 ? 8.0 + static_cast<double>(size_of(dtype))
-                                                      : 2.0 * static_cast<double>(size_of(dtype) + master_size);
-  return {of_params + static_cast<double>(size_of(grad_dtype)) + 16,
+  const double of_params = form == Master::fp32 ? 8.0 + static_cast<double>(size_of(dtype))
+                                                : 2.0 * static_cast<double>(size_of(dtype) + master_size);
+  return {of_params + static_cast<double>(size_of(grad_dtype)) + 8.0 * static_cast<double>(states.size()),
           [=, chunk_count = plan.size()] {
             (void)grad;
-            cuda::adamw(arrays, chunks->data<cuda::Chunk>(), chunk_count, scalars->data<cuda::ParamScalars>(),
-                        state->data<cuda::StepState>(), stream);
+            cuda::update(rule, arrays, chunks->data<cuda::Chunk>(), chunk_count, scalars->data(),
+                         state->data<cuda::StepState>(), stream);
           },
           [=, expected = stored(masters, dtype, form)] {
-            return param->repeats(expected.first) && (master_size == 0 || master->repeats(expected.second)) &&
-                   m->repeats(encoded(exp_avg, DType::fp32)) && v->repeats(encoded(exp_avg_sq, DType::fp32));
+            bool right = param->repeats(expected.first) && (master_size == 0 || master->repeats(expected.second));
+            for (std::size_t i = 0; i < states.size(); ++i) {
+              right = right && kept[i]->repeats(encoded(states[i], DType::fp32));
+            }
+            return right;
           }};
 }
 
@@ -242,7 +255,6 @@ void sizes(benchmark::internal::Benchmark* bench) {
 }
 
 using enum DType;
-using cuda::Master;
 BENCHMARK_CAPTURE(beside_copy, copy, copy_work)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, scale, scale_work<fp32>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, scale_bf16, scale_work<bf16>)->Apply(sizes);
@@ -260,10 +272,32 @@ BENCHMARK_CAPTURE(beside_copy, reduce_2_bf16_to_bf16_add, reduce_work<bf16, 2, A
 BENCHMARK_CAPTURE(beside_copy, reduce_2_fp32, reduce_work<fp32, 2, Accumulate::no>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, reduce_8_bf16, reduce_work<bf16, 8, Accumulate::no>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, reduce_16_bf16, reduce_work<bf16, 16, Accumulate::no>)->Apply(sizes);
-BENCHMARK_CAPTURE(beside_copy, adamw_fp32, adamw_work<fp32, Master::none>)->Apply(sizes);
-BENCHMARK_CAPTURE(beside_copy, adamw_bf16_low16, adamw_work<bf16, Master::low16>)->Apply(sizes);
-BENCHMARK_CAPTURE(beside_copy, adamw_bf16_low16_bf16grad, adamw_work<bf16, Master::low16, bf16>)->Apply(sizes);
-BENCHMARK_CAPTURE(beside_copy, adamw_bf16_fp32, adamw_work<bf16, Master::fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adamw_fp32, update_work<adamw, fp32, Master::none>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adamw_bf16_low16, update_work<adamw, bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adamw_bf16_low16_bf16grad, update_work<adamw, bf16, Master::low16, bf16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adamw_bf16_fp32, update_work<adamw, bf16, Master::fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adam_fp32, update_work<adam, fp32, Master::none>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adam_bf16_low16, update_work<adam, bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adam_bf16_low16_bf16grad, update_work<adam, bf16, Master::low16, bf16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adam_bf16_fp32, update_work<adam, bf16, Master::fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, sgd_fp32, update_work<sgd, fp32, Master::none>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, sgd_bf16_low16, update_work<sgd, bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, sgd_bf16_low16_bf16grad, update_work<sgd, bf16, Master::low16, bf16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, sgd_bf16_fp32, update_work<sgd, bf16, Master::fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, momentum_sgd_fp32, update_work<momentum_sgd, fp32, Master::none>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, momentum_sgd_bf16_low16, update_work<momentum_sgd, bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, momentum_sgd_bf16_low16_bf16grad, update_work<momentum_sgd, bf16, Master::low16, bf16>)
+    ->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, momentum_sgd_bf16_fp32, update_work<momentum_sgd, bf16, Master::fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, lion_fp32, update_work<lion, fp32, Master::none>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, lion_bf16_low16, update_work<lion, bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, lion_bf16_low16_bf16grad, update_work<lion, bf16, Master::low16, bf16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, lion_bf16_fp32, update_work<lion, bf16, Master::fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adagrad_fp32, update_work<adagrad, fp32, Master::none>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adagrad_bf16_low16, update_work<adagrad, bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adagrad_bf16_low16_bf16grad, update_work<adagrad, bf16, Master::low16, bf16>)
+    ->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adagrad_bf16_fp32, update_work<adagrad, bf16, Master::fp32>)->Apply(sizes);
 
 }  // namespace
 }  // namespace aliquot::bench

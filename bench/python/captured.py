@@ -76,7 +76,7 @@ def captured_floor(step: Step, tokens: Tensor) -> Step:
 
 
 def verify(size: str, tokens: Tensor) -> None:
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     step, _ = sharded_step(size)
     expected = [step(tokens) for _ in range(2 * WARMUP)]
     step, optimizer = sharded_step(size)

@@ -2,7 +2,7 @@
 
 #include "aliquot/engine.h"
 #include "aliquot/error.h"
-#include "device_adamw.h"
+#include "device_optimizer.h"
 #include "device_reducer.h"
 
 // docs/design.md, "Steps in a graph".
@@ -36,15 +36,15 @@ void Engine::end_capture(Stream stream) {
   capturing_ = false;
 }
 
-void Engine::begin_replay(std::span<const AdamWGroup> groups, Stream stream) {
-  std::get<std::unique_ptr<DeviceAdamW>>(optimizer_)->send(groups, stream);
+void Engine::begin_replay(std::span<const Rule> rules, Stream stream) {
+  std::get<std::unique_ptr<DeviceOptimizer>>(optimizer_)->send(rules, stream);
 }
 
 StepResult Engine::end_replay(Stream stream) {
   gatherer_.forget_all();
   gatherer_.follow(stream);
   std::get<std::unique_ptr<DeviceReducer>>(reducer_)->follow(stream);
-  return std::get<std::unique_ptr<DeviceAdamW>>(optimizer_)->receive(stream);
+  return std::get<std::unique_ptr<DeviceOptimizer>>(optimizer_)->receive(stream);
 }
 
 }  // namespace aliquot

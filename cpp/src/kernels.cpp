@@ -1,7 +1,6 @@
 #include "aliquot/kernels.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -38,19 +37,6 @@ GradStatistics sum_over_blocks(std::size_t count, const Statistics& statistics) 
   return sum;
 }
 
-cpu::AdamWScalars scalars_of(const AdamWStep& step) {
-  const double correction1 = 1 - std::pow(step.beta1, static_cast<double>(step.step));
-  const double correction2 = 1 - std::pow(step.beta2, static_cast<double>(step.step));
-  return {.grad_scale = step.grad_scale,
-          .decay = static_cast<float>(1 - step.lr * step.weight_decay),
-          .one_minus_beta1 = static_cast<float>(1 - step.beta1),
-          .beta2 = static_cast<float>(step.beta2),
-          .one_minus_beta2 = static_cast<float>(1 - step.beta2),
-          .inverse_correction2 = static_cast<float>(1 / std::sqrt(correction2)),
-          .eps = static_cast<float>(step.eps),
-          .minus_step_size = static_cast<float>(-step.lr / correction1)};
-}
-
 auto kernel_of_reduce(std::span<const float> result, Accumulate accumulate) {
   const cpu::KernelTable& table = cpu::current_table();
   if (accumulate == Accumulate::yes) return table.reduce_add;
@@ -58,14 +44,36 @@ auto kernel_of_reduce(std::span<const float> result, Accumulate accumulate) {
   return aligned && result.size() >= past_cache_size ? table.reduce_assign_past_cache : table.reduce_assign;
 }
 
-cpu::KernelTable::AdamW kernel_of_adamw(const Weights& weights) {
-  const cpu::KernelTable& table = cpu::current_table();
+template <typename R>
+typename cpu::Updates<R>::Kernel kernel_of_update(const Weights& weights) {
+  const auto& kernels = std::get<cpu::Updates<R>>(cpu::current_table().updates.by_rule);
   const bool bf16 = weights.dtype == DType::bf16;
-  if (weights.form == Master::none && weights.dtype == DType::fp32) return table.adamw;
-  if (weights.form == Master::low16 && bf16) return table.adamw_split;
-  if (weights.form == Master::fp32 && weights.dtype != DType::fp32) return bf16 ? table.adamw_bf16 : table.adamw_fp16;
-  throw InvalidArgument("adamw: no master of this form goes with parameters of " + std::string(name_of(weights.dtype)) +
+  if (weights.form == Master::none && weights.dtype == DType::fp32) return kernels.fp32;
+  if (weights.form == Master::low16 && bf16) return kernels.split;
+  if (weights.form == Master::fp32 && weights.dtype != DType::fp32) return bf16 ? kernels.bf16 : kernels.fp16;
+  throw InvalidArgument("update: no master of this form goes with parameters of " +
+                        std::string(name_of(weights.dtype)) +
                         "; fp32 parameters are their own master, bf16 has fp32 or low16, fp16 has fp32");
+}
+
+void require_same_size(std::size_t size, std::size_t grad_size, std::string_view name) {
+  if (size == grad_size) return;
+  throw InvalidArgument("update: " + std::string(name) + " has " + std::to_string(size) + " elements, grad " +
+                        std::to_string(grad_size) + "; all must be equal");
+}
+
+/// From element `begin` on.
+cpu::UpdateArrays arrays_from(std::size_t begin, const Weights& weights, const float* grad, const States& states) {
+  const auto at = [begin](void* array, std::size_t width) -> void* {
+    return array == nullptr ? nullptr : static_cast<std::byte*>(array) + begin * width;
+  };
+  const std::size_t master_size = weights.form == Master::low16 ? sizeof(std::uint16_t) : sizeof(float);
+  cpu::UpdateArrays arrays{
+      at(weights.param, size_of(weights.dtype)), at(weights.master, master_size), grad + begin, {}};
+  for (std::size_t i = 0; i < states.size(); ++i) {
+    arrays.states[i] = states[i].empty() ? nullptr : states[i].data() + begin;
+  }
+  return arrays;
 }
 
 }  // namespace
@@ -117,38 +125,29 @@ void scale(std::span<float> data, float factor) {
   });
 }
 
-void adamw(const AdamWStep& step, std::span<float> param, std::span<const float> grad, std::span<float> exp_avg,
-           std::span<float> exp_avg_sq) {
-  if (grad.size() != param.size()) {
-    throw InvalidArgument("adamw: param has " + std::to_string(param.size()) + " elements, grad " +
-                          std::to_string(grad.size()) + "; both must be equal");
+void update(const Rule& rule, const ParamStep& step, const Weights& weights, std::span<const float> grad,
+            const States& states) {
+  const std::span<const Role> roles = states_of(rule);
+  for (std::size_t i = 0; i < roles.size(); ++i) require_same_size(states[i].size(), grad.size(), name_of(roles[i]));
+  if (step.number < 1) {
+    throw InvalidArgument("update: the step is number " + std::to_string(step.number) + "; steps count from 1");
   }
-  adamw(step, Weights{.param = param.data()}, grad, exp_avg, exp_avg_sq);
+  std::visit(
+      [&]<typename R>(const R& one) {
+        const auto update_piece = kernel_of_update<R>(weights);
+        const typename R::Scalars scalars = one.scalars(step.number);
+        parallel_for(grad.size(), grain_size, [&](std::size_t begin, std::size_t end) {
+          const cpu::UpdateArrays arrays = arrays_from(begin, weights, grad.data(), states);
+          update_piece(scalars, step.grad_scale, arrays, end - begin);
+        });
+      },
+      rule);
 }
 
-void adamw(const AdamWStep& step, const Weights& weights, std::span<const float> grad, std::span<float> exp_avg,
-           std::span<float> exp_avg_sq) {
-  if (exp_avg.size() != grad.size() || exp_avg_sq.size() != grad.size()) {
-    throw InvalidArgument("adamw: grad has " + std::to_string(grad.size()) + " elements, exp_avg " +
-                          std::to_string(exp_avg.size()) + ", exp_avg_sq " + std::to_string(exp_avg_sq.size()) +
-                          "; all must be equal");
-  }
-  if (step.step < 1) throw InvalidArgument("adamw: step is " + std::to_string(step.step) + "; steps count from 1");
-  const cpu::AdamWScalars scalars = scalars_of(step);
-  const auto step_piece = kernel_of_adamw(weights);
-  const std::size_t master_size = weights.form == Master::low16 ? sizeof(std::uint16_t) : sizeof(float);
-  const auto at = [](void* array, std::size_t bytes) -> void* {
-    return array == nullptr ? nullptr : static_cast<std::byte*>(array) + bytes;
-  };
-  parallel_for(grad.size(), grain_size, [&](std::size_t begin, std::size_t end) {
-    step_piece(scalars,
-               {.param = at(weights.param, begin * size_of(weights.dtype)),
-                .master = at(weights.master, begin * master_size),
-                .grad = grad.data() + begin,
-                .exp_avg = exp_avg.data() + begin,
-                .exp_avg_sq = exp_avg_sq.data() + begin},
-               end - begin);
-  });
+void update(const Rule& rule, const ParamStep& step, std::span<float> param, std::span<const float> grad,
+            const States& states) {
+  require_same_size(param.size(), grad.size(), "param");
+  update(rule, step, Weights{.param = param.data()}, grad, states);
 }
 
 }  // namespace aliquot

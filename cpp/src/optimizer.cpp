@@ -20,16 +20,22 @@ Weights weights_of(const ShardStore& store, std::size_t unit, Range range) {
 
 }  // namespace
 
-AdamW::AdamW(ShardStore& store, MemoryResource& memory, Grouping grouping)
-    : store_(store), grouping_(std::move(grouping)) {
+Optimizer::Optimizer(ShardStore& store, MemoryResource& memory, Grouping grouping, const Rule& rule)
+    : store_(store), rule_(rule), grouping_(std::move(grouping)) {
   for (const std::vector<int>& params : grouping_) steps_.emplace_back(params.size(), 0);
-  store_.hold_states(states_of_adamw, memory);
+  store_.hold_states(states_of(rule), memory);
 }
 
-void require_groups(std::size_t given, std::size_t wanted) {
-  if (given >= wanted) return;
-  throw InvalidArgument("step: " + std::to_string(given) + " groups of hyperparameters for " + std::to_string(wanted) +
-                        " groups of parameters");
+void require_rules(std::span<const Rule> rules, std::size_t wanted, const Rule& made) {
+  if (rules.size() < wanted) {
+    throw InvalidArgument("step: " + std::to_string(rules.size()) + " groups of hyperparameters for " +
+                          std::to_string(wanted) + " groups of parameters");
+  }
+  for (const Rule& rule : rules) {
+    if (rule.index() == made.index()) continue;
+    throw InvalidArgument("step: the optimizer was made for " + std::string(name_of(made)) + ", and a group is of " +
+                          std::string(name_of(rule)) + ", which keeps other states");
+  }
 }
 
 std::size_t group_count(const Grouping& grouping) {
@@ -40,15 +46,15 @@ std::size_t group_count(const Grouping& grouping) {
   return count;
 }
 
-void AdamW::step(std::span<const AdamWGroup> groups, const Presence& present, float grad_scale) {
-  require_groups(groups.size(), group_count(grouping_));
+void Optimizer::step(std::span<const Rule> rules, const Presence& present, float grad_scale) {
+  require_rules(rules, group_count(grouping_), rule_);
   for (std::size_t unit = 0; unit < store_.unit_count(); ++unit) {
-    if (store_.holds(unit, Role::exp_avg)) step_unit(unit, groups, grad_scale, present[unit]);
+    if (store_.holds(unit, Role::grad)) step_unit(unit, rules, grad_scale, present[unit]);
   }
 }
 
-void AdamW::step_unit(std::size_t unit, std::span<const AdamWGroup> groups, float grad_scale,
-                      const std::vector<bool>& present) {
+void Optimizer::step_unit(std::size_t unit, std::span<const Rule> rules, float grad_scale,
+                          const std::vector<bool>& present) {
   const Layout& layout = store_.layout(unit);
   const Range held = store_.stepped_range(unit);
   const TimedScope timed(timeline_, Activity::step, Hold::work, layout.unit().name, held.size() * sizeof(float), {});
@@ -56,17 +62,16 @@ void AdamW::step_unit(std::size_t unit, std::span<const AdamWGroup> groups, floa
   for (std::size_t param = 0; param < present.size(); ++param) steps_[unit][param] += stepped(param) ? 1 : 0;
   for (const Segment& segment : layout.segments(held)) {
     if (!stepped(segment.param)) continue;
-    const AdamWGroup& group = groups[static_cast<std::size_t>(grouping_[unit][segment.param])];
-    const auto part = [&](Role role) { return store_.held_part(unit, role, segment.range); };
-    adamw({.lr = group.lr,
-           .beta1 = group.beta1,
-           .beta2 = group.beta2,
-           .eps = group.eps,
-           .weight_decay = group.weight_decay,
-           .step = steps_[unit][segment.param],
-           .grad_scale = grad_scale},
-          weights_of(store_, unit, segment.range), part(Role::grad), part(Role::exp_avg), part(Role::exp_avg_sq));
+    step_segment(unit, segment, rules[static_cast<std::size_t>(grouping_[unit][segment.param])], grad_scale);
   }
+}
+
+void Optimizer::step_segment(std::size_t unit, const Segment& segment, const Rule& rule, float grad_scale) const {
+  States states;
+  const std::span<const Role> roles = states_of(rule);
+  for (std::size_t i = 0; i < roles.size(); ++i) states[i] = store_.held_part(unit, roles[i], segment.range);
+  update(rule, {steps_[unit][segment.param], grad_scale}, weights_of(store_, unit, segment.range),
+         store_.held_part(unit, Role::grad, segment.range), states);
 }
 
 float clip_factor(double norm, double max_norm) { return static_cast<float>(std::min(1.0, max_norm / (norm + 1e-6))); }

@@ -18,6 +18,8 @@ std::string_view name_of(Role role) {
     case Role::grad: return "grad";
     case Role::exp_avg: return "exp_avg";
     case Role::exp_avg_sq: return "exp_avg_sq";
+    case Role::momentum_buffer: return "momentum_buffer";
+    case Role::sum: return "sum";
   }
   throw InvalidArgument("unknown role");
 }

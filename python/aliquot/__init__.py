@@ -12,11 +12,12 @@ from aliquot._core import (
     PeerLost,
     __version__,
 )
+from aliquot.clip import clip_grad_norm_
 from aliquot.control import no_sync, reset_step
 from aliquot.graph import graph
 from aliquot.lamb import LAMB
 from aliquot.muon import Muon
-from aliquot.optim import AdamW, clip_grad_norm_
+from aliquot.optim import SGD, Adagrad, Adam, AdamW, Lion
 from aliquot.precision import Precision
 from aliquot.profile import Profile, Times, profile
 from aliquot.scaler import GradScaler
@@ -28,6 +29,9 @@ from aliquot.world import World, init
 
 __all__ = [
     "LAMB",
+    "SGD",
+    "Adagrad",
+    "Adam",
     "AdamW",
     "CheckpointError",
     "CommunicatorError",
@@ -35,6 +39,7 @@ __all__ = [
     "Error",
     "GradScaler",
     "InvalidArgument",
+    "Lion",
     "Muon",
     "OutOfMemory",
     "PeerLost",

@@ -9,13 +9,13 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from aliquot._core import Error, InvalidArgument
-from aliquot.optim import AdamW
+from aliquot.fused import FusedOptimizer
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def graph(step: Callable[P, R], optimizer: AdamW, warmup: int = 3) -> Callable[P, R]:
+def graph(step: Callable[P, R], optimizer: FusedOptimizer, warmup: int = 3) -> Callable[P, R]:
     """`step`, a function that does one or several whole training steps, such that the host gives them at once.
 
         @partial(aliquot.graph, optimizer=opt)
@@ -34,13 +34,13 @@ def graph(step: Callable[P, R], optimizer: AdamW, warmup: int = 3) -> Callable[P
     and every rank calls it. It returns copies of the tensors that `step` returned. Losses and weights are bitwise those
     of `step` itself. On CPUs it is `step` itself.
 
-    Needs the transport `peer` (or a GPU that is alone), an `aliquot.AdamW` that is stepped in `step`, and no other
-    optimizer there.
+    Needs the transport `peer` (or a GPU that is alone), a fused optimizer (such as `aliquot.AdamW`) that is stepped in
+    `step`, and no other optimizer there.
     """
-    if not isinstance(optimizer, AdamW):
+    if not isinstance(optimizer, FusedOptimizer):
         raise InvalidArgument(
-            f"aliquot.graph takes an aliquot.AdamW, not a {type(optimizer).__name__}: of others the host waits for the "
-            "gradients' norm, or does a part of the step"
+            f"aliquot.graph takes a fused optimizer such as aliquot.AdamW, not a {type(optimizer).__name__}: of others "
+            "the host waits for the gradients' norm, or does a part of the step"
         )
     if warmup < 1:
         raise InvalidArgument(f"warmup is {warmup}; a step must have run once before it can be captured")
@@ -50,7 +50,7 @@ def graph(step: Callable[P, R], optimizer: AdamW, warmup: int = 3) -> Callable[P
 
 
 class _Replayed(Generic[P, R]):
-    def __init__(self, step: Callable[P, R], optimizer: AdamW, warmup: int) -> None:
+    def __init__(self, step: Callable[P, R], optimizer: FusedOptimizer, warmup: int) -> None:
         self.step = step
         self.optimizer = optimizer
         self.engine = optimizer.model.engine
@@ -98,7 +98,8 @@ class _Replayed(Generic[P, R]):
             self._give_up()
             raise Error(
                 f"the step can't be captured into a CUDA graph: {error}. It must not wait for the device (.item(), "
-                "printing a tensor, copies to the host), and must step the model's AdamW once its backward has finished"
+                "printing a tensor, copies to the host), and must step the optimizer once the model's backward has "
+                "finished"
             ) from error
         self.engine.renew()
         self.captured = captured
@@ -124,7 +125,7 @@ class _Replayed(Generic[P, R]):
     def _replay(self) -> R:
         assert self.captured is not None
         model = self.optimizer.model
-        self.engine.begin_replay(self.optimizer.core_groups(), model.stream())
+        self.engine.begin_replay(self.optimizer.rules(), model.stream())
         self.captured.replay()
         result = self.engine.end_replay(model.stream())
         model.note_change()

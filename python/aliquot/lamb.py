@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from aliquot.fused import require_possible
 from aliquot.piecewise import Piece, PiecewiseOptimizer
 from aliquot.places import Place
-from aliquot.sharded_optimizer import Params, require_possible
+from aliquot.sharded_optimizer import Params
 
 
 class LAMB(PiecewiseOptimizer):
@@ -39,7 +40,7 @@ class LAMB(PiecewiseOptimizer):
         super().__init__(model, params, defaults, max_grad_norm, max_skipped)
 
     def _extend(self, group: dict[str, Any]) -> None:
-        require_possible(self, group)
+        require_possible("LAMB", group)
         super()._extend(group)
 
     def step_pieces(self) -> None:

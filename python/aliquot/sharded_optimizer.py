@@ -166,17 +166,3 @@ def require_reduced(model: ShardedModel) -> None:
                 "(run the last one before the step outside of it), or from one that did not pass the forward of "
                 "a module that aliquot.shard hooked (call the model itself, or name the modules you call in units=)"
             )
-
-
-def require_possible(optimizer: ShardedOptimizer, group: dict[str, Any]) -> None:
-    """Refuses hyperparameters of the Adam family that can't be right."""
-    beta1, beta2 = group["betas"]
-    fine = {
-        "lr": float(group["lr"]) >= 0,
-        "betas": 0 <= beta1 < 1 and 0 <= beta2 < 1,
-        "eps": group["eps"] >= 0,
-        "weight_decay": group["weight_decay"] >= 0,
-    }
-    for name, good in fine.items():
-        if not good:
-            raise InvalidArgument(f"{type(optimizer).__name__}: {name} is {group[name]}")

@@ -14,6 +14,7 @@ PYBIND11_MODULE(_core, module) {
   register_process_group(module);
   register_memory(module);
   register_timeline(module);
+  register_rules(module);
   register_engine(module);
   register_tensors(module);
   register_walk(module);

@@ -13,6 +13,7 @@ void register_communicators(py::module_& module);
 void register_process_group(py::module_& module);
 void register_memory(py::module_& module);
 void register_timeline(py::module_& module);
+void register_rules(py::module_& module);
 void register_engine(py::module_& module);
 void register_tensors(py::module_& module);
 void register_walk(py::module_& module);

@@ -10,11 +10,14 @@
 #include "aliquot/split_master.h"
 #include "formats.h"
 #include "isas.h"
+#include "rules.h"
 
 namespace aliquot {
 namespace {
 
+using test::decaying_rules;
 using test::encoded;
+using test::name_of_rule;
 using test::numbers;
 using test::representable;
 
@@ -118,21 +121,25 @@ std::pair<Bytes, Bytes> stored(const std::vector<float>& masters, Form form) {
   return kept;
 }
 
-TEST_F(HalfKernels, AdamwUpdatesMastersAsInFp32AndRoundsTheParameters) {
+class HalfUpdates : public Kernels, public testing::WithParamInterface<Rule> {};
+
+TEST_P(HalfUpdates, AreOfMastersAsInFp32AndRoundTheParameters) {
   for (const cpu::Isa isa : supported_isas()) {
     cpu::use(isa);
     for (const Form form :
          {Form{DType::bf16, Master::fp32}, Form{DType::fp16, Master::fp32}, Form{DType::bf16, Master::low16}}) {
       for (const std::size_t count : {0UL, 1UL, 17UL, 300'007UL}) {
         std::vector<float> masters = numbers(count, 1), m = numbers(count, 2), v = numbers(count, 3);
-        for (float& value : v) value *= value;
+        for (std::vector<float>* state : {&m, &v}) {
+          for (float& value : *state) value *= value;  // some rules take the root of it
+        }
         std::vector<float> half_m = m, half_v = v;
         auto [param, master] = stored(masters, form);
         for (int step = 1; step <= 3; ++step) {
           const std::vector<float> grad = numbers(count, 4 + static_cast<std::uint32_t>(step), DType::bf16);
-          const AdamWStep hyper{.lr = 1e-2, .weight_decay = 0.1, .step = step, .grad_scale = 0.3F};
-          adamw(hyper, masters, grad, m, v);
-          adamw(hyper, Weights{param.data(), form.dtype, master.data(), form.master}, grad, half_m, half_v);
+          update(GetParam(), {step, 0.3F}, masters, grad, {m, v});
+          update(GetParam(), {step, 0.3F}, Weights{param.data(), form.dtype, master.data(), form.master}, grad,
+                 {half_m, half_v});
         }
         const auto [expected_param, expected_master] = stored(masters, form);
         EXPECT_TRUE(param == expected_param) << count;
@@ -143,6 +150,8 @@ TEST_F(HalfKernels, AdamwUpdatesMastersAsInFp32AndRoundsTheParameters) {
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Rules, HalfUpdates, testing::ValuesIn(decaying_rules()), name_of_rule);
 
 }  // namespace
 }  // namespace aliquot

@@ -14,7 +14,7 @@ if ! command -v "$sanitizer" >/dev/null; then
 fi
 
 filter=
-for kernel in AdamW Cast FillNan FinishReport Pack PullAndReduce Statistics Reduce Scale SplitMaster; do
+for kernel in Cast FillNan FinishReport Pack PullAndReduce Statistics Reduce Scale SplitMaster Update; do
   filter="$filter*Cuda$kernel*:"
 done
 # Less what only repeats others at sizes that take minutes here.

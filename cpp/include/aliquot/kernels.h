@@ -4,11 +4,13 @@
 /// alignment and any number of threads.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
 #include "aliquot/dtype.h"
+#include "aliquot/rules.h"
 
 namespace aliquot {
 
@@ -41,23 +43,11 @@ GradStatistics grad_statistics(std::span<const float> data);
 /// data *= factor
 void scale(std::span<float> data, float factor);
 
-/// The hyperparameters of one AdamW update (Loshchilov & Hutter, 2019, algorithm 2), as torch.optim.AdamW defines them.
-struct AdamWStep {
-  double lr = 1e-3;
-  double beta1 = 0.9;
-  double beta2 = 0.999;
-  double eps = 1e-8;
-  double weight_decay = 1e-2;
-  std::int64_t step = 1;  ///< counts from 1
-  float grad_scale = 1;   ///< the clip factor; multiplies the gradient
+/// Which step of a parameter it is, counted from 1, and what its gradient is multiplied with: the clip factor.
+struct ParamStep {
+  std::int64_t number = 1;
+  float grad_scale = 1;
 };
-
-/// One update of `param` and its moments, all of param.size() elements, in one pass:
-///   g = grad * grad_scale;  param *= 1 - lr * weight_decay
-///   exp_avg += (g - exp_avg) * (1 - beta1);  exp_avg_sq = exp_avg_sq * beta2 + (1 - beta2) * g * g
-///   param -= lr / (1 - beta1^step) * exp_avg / (sqrt(exp_avg_sq) / sqrt(1 - beta2^step) + eps)
-void adamw(const AdamWStep& step, std::span<float> param, std::span<const float> grad, std::span<float> exp_avg,
-           std::span<float> exp_avg_sq);
 
 /// Where the fp32 value of a parameter is: it is the parameter itself, an array of its own, or the parameter (bf16)
 /// and 16 more bits (split_master.h).
@@ -71,10 +61,17 @@ struct Weights {
   Master form = Master::none;
 };
 
-/// The same update of grad.size() masters; the parameters become the numbers of their type that are nearest to them,
-/// by cast() or by split_master().
-/// \throws InvalidArgument for another pair of dtype and form
-void adamw(const AdamWStep& step, const Weights& weights, std::span<const float> grad, std::span<float> exp_avg,
-           std::span<float> exp_avg_sq);
+/// In the order of the rule's states; the others are empty.
+using States = std::array<std::span<float>, max_states>;
+
+/// One update of grad.size() masters and their states by `rule` (rules.h), in one pass. The parameters become the
+/// numbers of their type that are nearest to the masters, by cast() or by split_master().
+/// \throws InvalidArgument for another pair of dtype and form, states of another size, or a step before the first
+void update(const Rule& rule, const ParamStep& step, const Weights& weights, std::span<const float> grad,
+            const States& states);
+
+/// The same for parameters in fp32.
+void update(const Rule& rule, const ParamStep& step, std::span<float> param, std::span<const float> grad,
+            const States& states);
 
 }  // namespace aliquot

@@ -1,8 +1,7 @@
 /// \file
-/// Update rules over the parameters that a rank steps.
+/// Update rules (rules.h) over the parameters that a rank steps.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -12,19 +11,11 @@
 #include <vector>
 
 #include "aliquot/memory_resource.h"
+#include "aliquot/rules.h"
 #include "aliquot/shard_store.h"
 #include "aliquot/timeline.h"
 
 namespace aliquot {
-
-/// Hyperparameters of one parameter group of AdamW, as torch.optim.AdamW names them.
-struct AdamWGroup {
-  double lr = 1e-3;
-  double beta1 = 0.9;
-  double beta2 = 0.999;
-  double eps = 1e-8;
-  double weight_decay = 1e-2;
-};
 
 /// Which group each parameter belongs to, by unit and parameter; no_group: it is never stepped.
 using Grouping = std::vector<std::vector<int>>;
@@ -55,24 +46,23 @@ struct StepResult {
 };
 
 std::size_t group_count(const Grouping& grouping);
-/// \throws InvalidArgument if fewer groups of hyperparameters are given than wanted
-void require_groups(std::size_t given, std::size_t wanted);
+/// \throws InvalidArgument if there are fewer rules, by group, than wanted, or one that is not as `made` is
+void require_rules(std::span<const Rule> rules, std::size_t wanted, const Rule& made);
 
-inline constexpr std::array states_of_adamw{Role::exp_avg, Role::exp_avg_sq};
-
-/// AdamW over the shards. A parameter counts its own steps, and one without a gradient is left alone: no decay, no
-/// moments, no count, as in torch.
-class AdamW {
+/// Steps the shards by a rule. A parameter counts its own steps, and one without a gradient is left alone: no decay, no
+/// states, no count, as in torch.
+class Optimizer {
  public:
-  /// Moments of zero, in `memory`, which outlives the store. \throws OutOfMemory
-  AdamW(ShardStore& store, MemoryResource& memory, Grouping grouping);
+  /// States of zero, in `memory`, which outlives the store. \param rule  its hyperparameters come with each step
+  /// \throws OutOfMemory
+  Optimizer(ShardStore& store, MemoryResource& memory, Grouping grouping, const Rule& rule);
 
-  /// Parameters are in other groups from here on. Moments and counts stay.
+  /// Parameters are in other groups from here on. States and counts stay.
   void regroup(Grouping grouping) { grouping_ = std::move(grouping); }
 
-  /// \param groups      hyperparameters, by group
+  /// \param rules       by group, all of one kind
   /// \param grad_scale  multiplies every gradient: the clip factor
-  void step(std::span<const AdamWGroup> groups, const Presence& present, float grad_scale);
+  void step(std::span<const Rule> rules, const Presence& present, float grad_scale);
 
   /// From here on each unit's update is on `timeline`, if there is one.
   void profile(Timeline* timeline) { timeline_ = timeline; }
@@ -80,10 +70,11 @@ class AdamW {
   std::int64_t steps(std::size_t unit, std::size_t param) const { return steps_.at(unit).at(param); }
 
  private:
-  void step_unit(std::size_t unit, std::span<const AdamWGroup> groups, float grad_scale,
-                 const std::vector<bool>& present);
+  void step_unit(std::size_t unit, std::span<const Rule> rules, float grad_scale, const std::vector<bool>& present);
+  void step_segment(std::size_t unit, const Segment& segment, const Rule& rule, float grad_scale) const;
 
   ShardStore& store_;
+  Rule rule_;
   Grouping grouping_;
   std::vector<std::vector<std::int64_t>> steps_;
   Timeline* timeline_ = nullptr;

@@ -14,15 +14,9 @@
 #include "aliquot/communicator.h"
 #include "aliquot/memory_resource.h"
 #include "aliquot/partition.h"
+#include "aliquot/role.h"
 
 namespace aliquot {
-
-/// What a persistent byte is for.
-enum class Role { param, master, grad, exp_avg, exp_avg_sq };
-inline constexpr std::array all_roles{Role::param, Role::master, Role::grad, Role::exp_avg, Role::exp_avg_sq};
-inline constexpr bool is_state(Role role) { return role == Role::exp_avg || role == Role::exp_avg_sq; }
-
-std::string_view name_of(Role role);
 
 /// Where the fp32 value of a 16-bit parameter is. fp32 parameters are their own.
 enum class MasterForm {

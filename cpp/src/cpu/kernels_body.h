@@ -1,6 +1,6 @@
 /// \file
 /// Every kernel, once, over 16 lanes. The file that includes it defines what 16 lanes are on its instruction set:
-///   Floats   16 fp32 numbers: all, load, store, load_first, store_first, store_past_cache, fence, + - * /, sqrt
+///   Floats   16 fp32 numbers: all, load, store, load_first, store_first, store_past_cache, fence, + - * /, sqrt, sign
 ///   Halves   16 patterns of 16 bits: load, store; widened(Bf16 or Fp16, Halves), rounded(Bf16 or Fp16, Floats);
 ///            join(high, low) and split(Floats), which are those of split_master.h
 ///   Squares  16 fp64 sums of squares and the count of non-finite numbers seen: add, lanes
@@ -9,8 +9,11 @@
 /// library is called here: the linker would merge what two files emit for two instruction sets.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
+#include <variant>
 
 #include "cpu/kernel_table.h"
 
@@ -181,38 +184,45 @@ struct Kernels {
     return assign(r, begin, end, [&](auto at) { return at.load(r.result) + scaled_sum(at, r); });
   }
 
-  template <typename Masters>
-  static void update(const AdamWScalars& s, const Masters& masters, const AdamWArrays& arrays, std::size_t count) {
-    const float* const grad = arrays.grad;
-    float *const exp_avg = arrays.exp_avg, *const exp_avg_sq = arrays.exp_avg_sq;
-    const Floats grad_scale = Floats::all(s.grad_scale), decay = Floats::all(s.decay), eps = Floats::all(s.eps);
-    const Floats beta2 = Floats::all(s.beta2), one_minus_beta1 = Floats::all(s.one_minus_beta1);
-    const Floats one_minus_beta2 = Floats::all(s.one_minus_beta2);
-    const Floats inverse_correction2 = Floats::all(s.inverse_correction2);
-    const Floats minus_step_size = Floats::all(s.minus_step_size);
+  /// By the arithmetic of rules.h.
+  template <typename R, typename Masters, std::size_t... i>
+  static void update_masters(const typename R::Scalars& scalars, float grad_scale, const Masters& masters,
+                             const UpdateArrays& arrays, std::size_t count, std::index_sequence<i...>) {
     for_lanes<Floats>(0, count, [=](auto at) {
-      const Floats g = at.load(grad) * grad_scale;
-      const Floats m0 = at.load(exp_avg);
-      const Floats m = m0 + (g - m0) * one_minus_beta1;
-      const Floats v = at.load(exp_avg_sq) * beta2 + one_minus_beta2 * g * g;
-      const Floats denominator = sqrt(v) * inverse_correction2 + eps;
-      at.store(m, exp_avg);
-      at.store(v, exp_avg_sq);
-      masters.store(at, masters.load(at) * decay + minus_step_size * m / denominator);
+      Floats p = masters.load(at);
+      [[maybe_unused]] std::array<Floats, sizeof...(i)> states{at.load(arrays.states[i])...};
+      R::update(scalars, p, at.load(arrays.grad) * grad_scale, states[i]...);
+      (at.store(states[i], arrays.states[i]), ...);
+      masters.store(at, p);
     });
   }
 
-  static void adamw(const AdamWScalars& s, const AdamWArrays& arrays, std::size_t count) {
-    update(s, ParamItself{static_cast<float*>(arrays.param)}, arrays, count);
+  template <typename R>
+  using EachState = std::make_index_sequence<R::states.size()>;
+
+  template <typename R>
+  static void update(const typename R::Scalars& scalars, float grad_scale, const UpdateArrays& a, std::size_t count) {
+    const ParamItself masters{static_cast<float*>(a.param)};
+    update_masters<R>(scalars, grad_scale, masters, a, count, EachState<R>());
   }
 
-  template <typename Param>
-  static void adamw_beside(const AdamWScalars& s, const AdamWArrays& a, std::size_t count) {
-    update(s, BesideParam<Param>{static_cast<Param*>(a.param), static_cast<float*>(a.master)}, a, count);
+  template <typename R, typename Param>
+  static void update_beside(const typename R::Scalars& scalars, float grad_scale, const UpdateArrays& a,
+                            std::size_t count) {
+    const BesideParam<Param> masters{static_cast<Param*>(a.param), static_cast<float*>(a.master)};
+    update_masters<R>(scalars, grad_scale, masters, a, count, EachState<R>());
   }
 
-  static void adamw_split(const AdamWScalars& s, const AdamWArrays& a, std::size_t count) {
-    update(s, InTwoHalves{static_cast<std::uint16_t*>(a.param), static_cast<std::uint16_t*>(a.master)}, a, count);
+  template <typename R>
+  static void update_split(const typename R::Scalars& scalars, float grad_scale, const UpdateArrays& a,
+                           std::size_t count) {
+    const InTwoHalves masters{static_cast<std::uint16_t*>(a.param), static_cast<std::uint16_t*>(a.master)};
+    update_masters<R>(scalars, grad_scale, masters, a, count, EachState<R>());
+  }
+
+  template <typename... R>
+  static constexpr UpdatesOf<std::variant<R...>> updates(const UpdatesOf<std::variant<R...>>*) {
+    return {{Updates<R>{update<R>, update_beside<R, Bf16>, update_beside<R, Fp16>, update_split<R>}...}};
   }
 
   template <typename From, typename To>
@@ -230,10 +240,7 @@ struct Kernels {
             .reduce_assign = reduce_assign,
             .reduce_assign_past_cache = reduce_assign_past_cache,
             .reduce_add = reduce_add,
-            .adamw = adamw,
-            .adamw_bf16 = adamw_beside<Bf16>,
-            .adamw_fp16 = adamw_beside<Fp16>,
-            .adamw_split = adamw_split,
+            .updates = updates(static_cast<const UpdatesOf<Rule>*>(nullptr)),
             .cast = {{cast<float, float>, cast<float, Bf16>, cast<float, Fp16>},
                      {cast<Bf16, float>, cast<Bf16, Bf16>, cast<Bf16, Fp16>},
                      {cast<Fp16, float>, cast<Fp16, Bf16>, cast<Fp16, Fp16>}}};

@@ -1,7 +1,8 @@
-"""Models that people train, and optimizers that torch writes, on GPUs, against unsharded PyTorch there."""
+"""Models that people train on GPUs, against unsharded PyTorch there; and all optimizers, against themselves on CPUs."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import aliquot
@@ -11,6 +12,7 @@ from architectures import ARCHITECTURES
 from cases import CASES
 from ranks import NCCL, PEER_POISONED, Transport, run_ranks
 from test_architectures import STEADY, STEPS, WORLD_SIZE
+from test_fused import SETTINGS
 from test_whole_parameters import lamb, muon
 from torch import Tensor, nn
 from training import Case, Reference, Sharded, Turn, assert_same_weights, built, relative_error
@@ -51,7 +53,17 @@ def sgd(model: nn.Module) -> list[torch.optim.Optimizer]:
     return [aliquot.TorchOptimizer(model, torch.optim.SGD, lr=0.1, momentum=0.9, max_grad_norm=1.0)]
 
 
-OPTIMIZERS = {"SGD": sgd, "LAMB": lamb, "Muon": muon}
+def fused(name: str, model: nn.Module) -> list[torch.optim.Optimizer]:
+    kind, settings = SETTINGS[name]
+    return [getattr(aliquot, kind)(model, max_grad_norm=1.0, **settings)]
+
+
+OPTIMIZERS = {
+    "torchs_SGD": sgd,
+    "LAMB": lamb,
+    "Muon": muon,
+    **{name: partial(fused, name) for name in SETTINGS},
+}
 
 
 def weights_after(rank: int, name: str, stage: int) -> dict[str, Tensor]:

@@ -107,7 +107,7 @@ def refuse(rank: int) -> None:
     training, eager = Training(3, captured=True), Training(3)
     training.run(rank, range(WARMUP + 1))
     wrong = torch.zeros(4 * BATCH, 6, dtype=torch.int64)
-    with pytest.raises(aliquot.InvalidArgument, match=r"argument 0 .*\(12, 6\)"):
+    with pytest.raises(aliquot.InvalidArgument, match=r"argument 0 .*\(16, 6\)"):
         training.train(wrong, torch.tensor(1.0))
     training.run(rank, range(WARMUP + 1, STEPS))
     eager.run(rank, range(STEPS))
@@ -148,7 +148,7 @@ def compiled(rank: int) -> None:
     for captured in (False, True):
         training = Training(3, captured=captured)
         for block in training.model.blocks:
-            block.compile(fullgraph=True)
+            block.compile()
         training.run(rank, range(STEPS))
         outcomes.append(training.weights())
     assert_same_bits(*outcomes)

@@ -1,0 +1,91 @@
+"""Optimizers with kernels of their own: one pass over the shards, and on a device no wait of the host."""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from typing import Any
+
+import torch
+
+from aliquot import _core
+from aliquot._core import Error, InvalidArgument
+from aliquot.sharded_optimizer import ShardedOptimizer
+
+NO_GROUP = -1
+
+
+class FusedOptimizer(ShardedOptimizer):
+    """Steps by an update rule of the core (`aliquot/rules.h`), whose states the store holds."""
+
+    @abstractmethod
+    def _rule(self, group: dict[str, Any]) -> _core.Rule:
+        """Of a parameter group, as it is now."""
+
+    def _begin(self) -> None:
+        self._rules = [self._possible_rule(group) for group in self.param_groups]
+        self.model.engine.set_groups(self._grouping(), self._rules[0])
+        self.model.fused = weakref.ref(self)
+
+    def _extend(self, group: dict[str, Any]) -> None:
+        self._possible_rule(group)
+        self._require_current()
+        self.model.engine.regroup(self._grouping())
+
+    def _possible_rule(self, group: dict[str, Any]) -> _core.Rule:
+        require_possible(type(self).__name__, group)
+        return self._rule(group)
+
+    def _require_current(self) -> None:
+        if self.model.fused is None or self.model.fused() is not self:
+            name = type(self).__name__
+            raise Error(
+                f"another fused optimizer was made for this model since, and has taken the place of this {name}'s "
+                f"states. Give one optimizer all groups (params=[{{...}}, {{...}}]), or step some with "
+                "aliquot.TorchOptimizer"
+            )
+
+    def _update(self) -> _core.StepResult:
+        self._require_current()
+        return self.model.engine.step(self.rules(), self.max_grad_norm, self.model.stream())
+
+    def rules(self) -> list[_core.Rule]:
+        """What the groups say now, as the core takes it."""
+        return [self._rule(group) for group in self.param_groups]
+
+    @property
+    def grad_norm(self) -> torch.Tensor:
+        """As of every optimizer. On a device asking for it does not wait."""
+        if address := self.model.engine.device_state():
+            return self.model.tensor_at(address, (), torch.float64).float()
+        return super().grad_norm
+
+    def _skips_in_a_row(self, result: _core.StepResult) -> int:
+        """On a device the result may be of an earlier step than the last: the host does not wait."""
+        return result.skipped_in_a_row if self.model.engine.device_state() else super()._skips_in_a_row(result)
+
+    def _grouping(self) -> list[list[int]]:
+        grouping = [[NO_GROUP] * len(unit.params) for unit in self.model.units]
+        for number, group in enumerate(self.param_groups):
+            for param in group["params"]:
+                place = self._place_of(param)
+                grouping[place.unit.index][place.index] = number
+        return grouping
+
+
+NOT_NEGATIVE = ("lr", "eps", "weight_decay", "momentum", "lr_decay", "initial_accumulator_value")
+REFUSED = ("amsgrad", "maximize")
+
+
+def require_possible(name: str, group: dict[str, Any]) -> None:
+    """Refuses hyperparameters that can't be right, and those that have no kernel."""
+    for key in NOT_NEGATIVE:
+        if key in group and not float(group[key]) >= 0:
+            raise InvalidArgument(f"{name}: {key} is {group[key]}; it is not negative")
+    if not all(0 <= beta < 1 for beta in group.get("betas", ())):
+        raise InvalidArgument(f"{name}: betas is {group['betas']}; each is at least 0 and less than 1")
+    for key in REFUSED:
+        if group.get(key):
+            raise InvalidArgument(
+                f"{name} has no {key}; aliquot.TorchOptimizer(model, torch.optim.{name}, {key}=True) steps with it"
+            )
