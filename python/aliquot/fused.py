@@ -29,14 +29,15 @@ class FusedOptimizer(ShardedOptimizer):
 
     def _extend(self, group: dict[str, Any]) -> None:
         self._possible_rule(group)
-        self._require_current()
+        self.require_current()
         self.model.engine.regroup(self._grouping())
 
     def _possible_rule(self, group: dict[str, Any]) -> _core.Rule:
         require_possible(type(self).__name__, group)
         return self._rule(group)
 
-    def _require_current(self) -> None:
+    def require_current(self) -> None:
+        """Refuses to step where the states are another optimizer's."""
         if self.model.fused is None or self.model.fused() is not self:
             name = type(self).__name__
             raise Error(
@@ -46,7 +47,7 @@ class FusedOptimizer(ShardedOptimizer):
             )
 
     def _update(self) -> _core.StepResult:
-        self._require_current()
+        self.require_current()
         return self.model.engine.step(self.rules(), self.max_grad_norm, self.model.stream())
 
     def rules(self) -> list[_core.Rule]:

@@ -28,11 +28,11 @@ def graph(step: Callable[P, R], optimizer: FusedOptimizer, warmup: int = 3) -> C
 
     Each call trains. The first `warmup` run as they are; the next is captured into a CUDA graph
     (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs), and replayed from then on with the tensors of
-    its arguments, which keep their shapes. What else `step` reads of the host's stays as it was when it was captured,
-    but for what `optimizer.param_groups` say (learning rates and all other hyperparameters), the loss scale and the
-    step count. `step` must not wait for the device (`.item()`, printing a tensor), must take the same way every time,
-    and every rank calls it. It returns copies of the tensors that `step` returned. Losses and weights are bitwise those
-    of `step` itself. On CPUs it is `step` itself.
+    its arguments, which keep their shapes and which `step` finds on the GPU. What else `step` reads of the host's stays
+    as it was when it was captured, but for what `optimizer.param_groups` say (learning rates and all other
+    hyperparameters), the loss scale and the step count. `step` must not wait for the device (`.item()`, printing a
+    tensor), must take the same way every time, and every rank calls it. It returns copies of the tensors that `step`
+    returned. Losses and weights are bitwise those of `step` itself. On CPUs it is `step` itself.
 
     Needs the transport `peer` (or a GPU that is alone), a fused optimizer (such as `aliquot.AdamW`) that is stepped in
     `step`, and no other optimizer there.
@@ -55,8 +55,10 @@ class _Replayed(Generic[P, R]):
         self.optimizer = optimizer
         self.engine = optimizer.model.engine
         self.warmup = warmup
-        self.stream = torch.cuda.Stream(optimizer.model.world.device)
+        self.stream = torch.cuda.Stream(optimizer.model.world.device)  # type: ignore[no-untyped-call]
         self.captured: torch.cuda.CUDAGraph | None = None
+        self.made_with: tuple[object, ...] = ()
+        """What a replay can't follow: where it differs, the step is captured anew."""
         self.inputs: list[Any]
         """The leaves of the arguments at the capture; tensors are copies, which replays read."""
         self.shape: Any
@@ -67,9 +69,13 @@ class _Replayed(Generic[P, R]):
         if self.warmup:
             self.warmup -= 1
             return self._run(*args, **kwargs)
+        self.optimizer.require_current()
         leaves, shape = tree_flatten((args, kwargs))
-        if self.captured is None:
+        made_with = (len(self.optimizer.param_groups), self.optimizer.max_grad_norm)
+        if self.captured is None or made_with != self.made_with:
+            self.captured = None
             self._capture(leaves, shape)
+            self.made_with = made_with
         self._take(leaves, shape)
         return self._replay()
 
@@ -83,7 +89,10 @@ class _Replayed(Generic[P, R]):
         return output
 
     def _capture(self, leaves: list[Any], shape: Any) -> None:
-        self.inputs = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        device = self.optimizer.model.world.device
+        self.inputs = [
+            leaf.detach().to(device, copy=True) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves
+        ]
         self.shape = shape
         args, kwargs = tree_unflatten(self.inputs, shape)
         captured = torch.cuda.CUDAGraph()
@@ -94,8 +103,10 @@ class _Replayed(Generic[P, R]):
                 self.engine.begin_capture(self.stream.cuda_stream)
                 self.output = self.step(*args, **kwargs)
                 self.engine.end_capture(self.stream.cuda_stream)
-        except RuntimeError as error:
+        except Exception as error:
             self._give_up()
+            if not isinstance(error, RuntimeError):
+                raise
             raise Error(
                 f"the step can't be captured into a CUDA graph: {error}. It must not wait for the device (.item(), "
                 "printing a tensor, copies to the host), and must step the optimizer once the model's backward has "
@@ -117,7 +128,8 @@ class _Replayed(Generic[P, R]):
             if _described(mine) != _described(given):
                 raise InvalidArgument(
                     f"argument {number} of a captured step was {_described(mine)} when it was captured, and is now "
-                    f"{_described(given)}. Steps of other shapes need an aliquot.graph of their own"
+                    f"{_described(given)}. Give numbers as tensors; steps of other shapes need an aliquot.graph of "
+                    "their own"
                 )
             if isinstance(mine, torch.Tensor):
                 mine.copy_(given, non_blocking=True)

@@ -120,6 +120,30 @@ def test_other_shapes_and_optimizers_are_refused() -> None:
     run_ranks(2, refuse, transport=PEER)
 
 
+def change_what_was_captured(rank: int) -> None:
+    """Of an optimizer: its groups and the norm it clips to."""
+    outcomes = []
+    for captured in (False, True):
+        training = Training(3)
+        first, *rest = training.model.parameters()
+        training.optimizer = aliquot.AdamW(training.model, params=[first], max_grad_norm=1.0)
+        training.train = aliquot.graph(training.step, training.optimizer, WARMUP) if captured else training.step
+        training.run(rank, range(4))
+        training.optimizer.add_param_group({"params": rest, "lr": 1e-3})
+        training.run(rank, range(4, 7))
+        training.optimizer.max_grad_norm = 0.1
+        training.run(rank, range(7, 10))
+        outcomes.append(training.weights())
+        aliquot.AdamW(training.model)
+        with pytest.raises(aliquot.Error, match="another fused optimizer"):
+            training.run(rank, range(10, 11))
+    assert_same_bits(*outcomes)
+
+
+def test_a_changed_optimizer_is_captured_anew() -> None:
+    run_ranks(2, change_what_was_captured, transport=PEER)
+
+
 def wait_in_a_step(rank: int) -> None:
     training, eager = Training(3), Training(3)
     plain = training.step
