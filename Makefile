@@ -122,7 +122,7 @@ clean:
 
 .venv/run: constraints.txt .venv/venv
 	@echo "Installing torch"
-	@$(install) torch numpy rich
+	@$(install) torch numpy pydantic rich
 	@touch $@
 
 .venv/examples: constraints.txt .venv/run
@@ -132,7 +132,7 @@ clean:
 
 .venv/dev: constraints.txt .venv/run
 	@echo "Installing the test and lint tools"
-	@$(install) clang-format clang-tidy hypothesis mypy pytest ruff
+	@$(install) clang-format clang-tidy hypothesis mypy pytest ruff safetensors
 	@touch $@
 
 # The old package goes first: the build loads the cmake.prefix entry points of what is installed, and with them torch.

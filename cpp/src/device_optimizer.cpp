@@ -149,4 +149,39 @@ StepCounts DeviceOptimizer::counts() const {
   return latest == nullptr ? StepCounts{} : counts_of(*reinterpret_cast<const cuda::StepState*>(latest));
 }
 
+void DeviceOptimizer::set_counts(const StepCounts& counts, Stream stream) {
+  const DeviceGuard guard(device_);
+  cuda::StepState state;
+  copy_async(&state, state_.data(), sizeof state, stream);
+  synchronize(stream);
+  state.steps = counts.steps;
+  state.skipped = counts.skipped;
+  state.skipped_in_a_row = counts.skipped_in_a_row;
+  std::byte* message = received_.next();
+  std::memcpy(message, &state, sizeof state);
+  copy_async(state_.data(), message, sizeof state, stream);
+  received_.record(stream);
+}
+
+ParamSteps DeviceOptimizer::steps(Stream stream) const {
+  const DeviceGuard guard(device_);
+  std::vector<std::int64_t> flat(shape_.params);
+  copy_async(flat.data(), steps_of_param_.data(), steps_of_param_.bytes(), stream);
+  synchronize(stream);
+  ParamSteps steps;
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+    const auto first = flat.begin() + static_cast<std::ptrdiff_t>(units_[unit].first_param);
+    steps.emplace_back(first, first + static_cast<std::ptrdiff_t>(store_.layout(unit).unit().params.size()));
+  }
+  return steps;
+}
+
+void DeviceOptimizer::set_steps(const ParamSteps& steps, Stream stream) {
+  const DeviceGuard guard(device_);
+  std::vector<std::int64_t> flat;
+  for (const std::vector<std::int64_t>& of_unit : steps) flat.insert(flat.end(), of_unit.begin(), of_unit.end());
+  copy_async(steps_of_param_.data(), flat.data(), steps_of_param_.bytes(), stream);
+  synchronize(stream);
+}
+
 }  // namespace aliquot

@@ -46,6 +46,10 @@ class DeviceOptimizer {
   LossScale* loss_scale() const { return reinterpret_cast<LossScale*>(loss_scale_.data()); }
   /// The host waits for the last step.
   StepCounts counts() const;
+  void set_counts(const StepCounts& counts, Stream stream);
+  /// The host waits.
+  ParamSteps steps(Stream stream) const;
+  void set_steps(const ParamSteps& steps, Stream stream);
 
  private:
   struct Unit {

@@ -242,6 +242,20 @@ void DeviceReducer::clear(std::size_t unit, std::size_t param, Stream stream) {
   stale_ = true;
 }
 
+void DeviceReducer::restore(std::size_t unit, const std::vector<bool>& present, Stream stream) {
+  const DeviceGuard guard(device_);
+  store_.take_gradient(unit, stream);
+  const std::span<std::byte> held = store_.bytes_of(unit, Role::grad);
+  fill_async(held.data(), 0, held.size_bytes(), stream);
+  Unit& state = units_.at(unit);
+  for (std::size_t param = 0; param < present.size(); ++param) {
+    fill_async(present_of(unit) + param, present[param] ? 1 : 0, 1, stream);
+  }
+  state.present = present;
+  state.empty = false;
+  stale_ = true;
+}
+
 std::span<const std::byte> DeviceReducer::report(Stream stream) {
   if (stale_) measure(stream);
   stale_ = false;

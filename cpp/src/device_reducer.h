@@ -36,6 +36,8 @@ class DeviceReducer {
   void abandon(Stream stream);
   void clear(Stream stream);
   void clear(std::size_t unit, std::size_t param, Stream stream);
+  /// See Reducer.
+  void restore(std::size_t unit, const std::vector<bool>& present, Stream stream);
   void scale_all(float factor, Stream stream);
   /// Call when somebody may have written to gradients in the store.
   void invalidate_statistics() { stale_ = true; }

@@ -95,7 +95,7 @@ void Engine::leave_backward(Stream stream) {
 void Engine::finish_backward(const Left& left, Stream stream) {
   leave_backward(stream);
   with(reducer_, [&](auto& reducer) { reducer.finish(left, stream); });
-  if (!store_.stage().shards_gradients()) spread(Role::grad, stream);
+  share_gradients(stream);
 }
 
 void Engine::spread(Role role, Stream stream) {
@@ -126,9 +126,9 @@ void Engine::regroup(Grouping grouping) {
   std::visit([&](auto& optimizer) { optimizer->regroup(std::move(grouping)); }, optimizer_);
 }
 
-std::vector<Engine::Part> Engine::parts_to_step(std::size_t unit, Role role) const {
+std::vector<Engine::Part> Engine::parts_of(std::size_t unit, Role role, Range range) const {
   std::vector<Part> parts;
-  for (const Segment& segment : layout(unit).segments(store_.stepped_range(unit))) {
+  for (const Segment& segment : layout(unit).segments(range)) {
     const std::span<std::byte> bytes = store_.held_bytes(unit, role, segment.range);
     parts.push_back({segment.param, segment.range.begin - layout(unit).param(segment.param).begin, segment.range.size(),
                      bytes.data()});
@@ -143,11 +143,11 @@ std::vector<Engine::Part> Engine::values_to_step(std::size_t unit) const {
                           "': the fp32 values are in two halves of 16 bits; ask for a plain fp32 master (in Python: "
                           "Precision(master=\"fp32\"))");
   }
-  return parts_to_step(unit, has_master ? Role::master : Role::param);
+  return parts_of(unit, has_master ? Role::master : Role::param, store_.stepped_range(unit));
 }
 
 std::vector<Engine::Part> Engine::gradients_to_step(std::size_t unit) const {
-  std::vector<Part> parts = parts_to_step(unit, Role::grad);
+  std::vector<Part> parts = parts_of(unit, Role::grad, store_.stepped_range(unit));
   for (Part& part : parts) {
     if (!present_.at(unit).at(part.param)) part.data = nullptr;
   }
@@ -180,10 +180,15 @@ StepResult Engine::judge(const GradientReport& report, std::optional<double> max
 }
 
 void Engine::end_update(Stream stream) {
+  round_masters(stream);
+  share_update(stream);
+}
+
+void Engine::round_masters(Stream stream) {
+  if (store_.master_form() != MasterForm::fp32) return;
   for (std::size_t unit = 0; unit < unit_count(); ++unit) {
     if (store_.holds(unit, Role::master)) round_master(unit, stream);
   }
-  share_update(stream);
 }
 
 void Engine::round_master(std::size_t unit, Stream stream) {
@@ -291,8 +296,7 @@ void Engine::clear_gradient(std::size_t unit, std::size_t param, Stream stream) 
 }
 
 bool Engine::has_gradient(std::size_t unit, std::size_t param) const {
-  return store_.holds(unit, Role::grad) &&
-         with(reducer_, [&](const auto& reducer) { return !reducer.empty(unit) && reducer.present(unit, param); });
+  return holds_gradients(unit) && with(reducer_, [&](const auto& reducer) { return reducer.present(unit, param); });
 }
 
 float* Engine::whole_gradient(std::size_t unit) {
@@ -339,6 +343,59 @@ void Engine::read(std::size_t unit, void* whole, Stream stream) {
   }
 }
 
+std::vector<Engine::Part> Engine::parts_to_save(std::size_t unit, Role role) const {
+  return parts_of(unit, role, layout(unit).shard(communicator_.rank()));
+}
+
+// What does not train is not shared by end_update.
+std::vector<Engine::Part> Engine::parts_to_load(std::size_t unit, Role role) const {
+  const bool trains = layout(unit).unit().trainable;
+  return parts_of(unit, role, trains ? store_.stepped_range(unit) : store_.held_range(unit, role));
+}
+
+bool Engine::holds_gradients(std::size_t unit) const {
+  return store_.holds(unit, Role::grad) && with(reducer_, [&](const auto& reducer) { return !reducer.empty(unit); });
+}
+
+void Engine::restore_gradients(std::size_t unit, const std::vector<bool>& present, Stream stream) {
+  if (present.size() != layout(unit).unit().params.size()) {
+    throw InvalidArgument("restore_gradients: unit '" + layout(unit).unit().name + "' has " +
+                          std::to_string(layout(unit).unit().params.size()) + " parameters, not " +
+                          std::to_string(present.size()));
+  }
+  with(reducer_, [&](auto& reducer) { reducer.restore(unit, present, stream); });
+}
+
+void Engine::share_gradients(Stream stream) {
+  if (!store_.stage().shards_gradients()) spread(Role::grad, stream);
+}
+
+ParamSteps Engine::param_steps(Stream stream) const {
+  require_groups("param_steps");
+  return std::visit([&](const auto& optimizer) { return optimizer->steps(stream); }, optimizer_);
+}
+
+void Engine::set_param_steps(ParamSteps steps, Stream stream) {
+  require_groups("set_param_steps");
+  bool complete = steps.size() == unit_count();
+  for (std::size_t unit = 0; complete && unit < unit_count(); ++unit) {
+    complete = steps[unit].size() == layout(unit).unit().params.size();
+  }
+  if (!complete) throw InvalidArgument("set_param_steps: there is one count for each parameter of each unit");
+  std::visit([&](auto& optimizer) { optimizer->set_steps(std::move(steps), stream); }, optimizer_);
+}
+
+StepCounts Engine::step_counts() const {
+  const auto* optimizer = std::get_if<std::unique_ptr<DeviceOptimizer>>(&optimizer_);
+  return optimizer == nullptr ? counts_ : (*optimizer)->counts();
+}
+
+void Engine::set_step_counts(const StepCounts& counts, Stream stream) {
+  counts_ = counts;
+  if (auto* optimizer = std::get_if<std::unique_ptr<DeviceOptimizer>>(&optimizer_))
+    (*optimizer)->set_counts(counts, stream);
+}
+
 void Engine::profile(Timeline* timeline) {
   if (timeline != nullptr && timeline_ != nullptr && timeline != timeline_) {
     throw InvalidArgument("the model is being profiled already: end that profile first");
@@ -362,8 +419,7 @@ EngineStatistics Engine::statistics() const {
   });
   statistics.gather = gatherer_.statistics();
   statistics.step_seconds = step_seconds_;
-  const auto* optimizer = std::get_if<std::unique_ptr<DeviceOptimizer>>(&optimizer_);
-  statistics.steps = optimizer == nullptr ? counts_ : (*optimizer)->counts();
+  statistics.steps = step_counts();
   return statistics;
 }
 

@@ -163,6 +163,14 @@ void Reducer::invalidate_statistics() {
   for (Unit& unit : units_) unit.statistics.reset();
 }
 
+void Reducer::restore(std::size_t unit, const std::vector<bool>& present, Stream) {
+  std::ranges::fill(store_.block(unit, Role::grad), 0.0F);
+  Unit& state = units_.at(unit);
+  state.present = present;
+  state.empty = false;
+  state.statistics.reset();
+}
+
 void Reducer::scale_all(float factor, Stream) {
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
     if (!units_[unit].empty) scale(store_.block(unit, Role::grad), factor);

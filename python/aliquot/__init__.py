@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from aliquot._core import (
     CheckpointError,
     CommunicatorError,
@@ -27,6 +30,20 @@ from aliquot.torch_optimizer import TorchOptimizer
 from aliquot.values import full_state_dict, gathered, load_full_state_dict
 from aliquot.world import World, init
 
+if TYPE_CHECKING:
+    from aliquot.checkpoint.load import Loaded, load_checkpoint
+    from aliquot.checkpoint.save import save_checkpoint
+
+_WITH_CHECKPOINTS = {"Loaded": "load", "load_checkpoint": "load", "save_checkpoint": "save"}
+
+
+def __getattr__(name: str) -> object:
+    """Checkpoints need pydantic, which is not imported before they are asked for."""
+    if name in _WITH_CHECKPOINTS:
+        return getattr(import_module(f"aliquot.checkpoint.{_WITH_CHECKPOINTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "LAMB",
     "SGD",
@@ -40,6 +57,7 @@ __all__ = [
     "GradScaler",
     "InvalidArgument",
     "Lion",
+    "Loaded",
     "Muon",
     "OutOfMemory",
     "PeerLost",
@@ -55,10 +73,12 @@ __all__ = [
     "gathered",
     "graph",
     "init",
+    "load_checkpoint",
     "load_full_state_dict",
     "no_sync",
     "profile",
     "reset_step",
+    "save_checkpoint",
     "shard",
     "stats",
 ]

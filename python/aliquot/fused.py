@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
 from aliquot import _core
 from aliquot._core import Error, InvalidArgument
+from aliquot.places import Place
 from aliquot.sharded_optimizer import ShardedOptimizer
+from aliquot.states import Scalars, State, steps_of
 
 NO_GROUP = -1
 
@@ -25,6 +28,7 @@ class FusedOptimizer(ShardedOptimizer):
     def _begin(self) -> None:
         self._rules = [self._possible_rule(group) for group in self.param_groups]
         self.model.engine.set_groups(self._grouping(), self._rules[0])
+        self.state_names = frozenset(self._rules[0].states)
         self.model.fused = weakref.ref(self)
 
     def _extend(self, group: dict[str, Any]) -> None:
@@ -64,6 +68,46 @@ class FusedOptimizer(ShardedOptimizer):
     def _skips_in_a_row(self, result: _core.StepResult) -> int:
         """On a device the result may be of an earlier step than the last: the host does not wait."""
         return result.skipped_in_a_row if self.model.engine.device_state() else super()._skips_in_a_row(result)
+
+    def states(self) -> Iterator[State]:
+        """The moments, of what this rank saves."""
+        self.require_current()
+        for place, begin, role, value in self._moments(self.model.engine.parts_to_save):
+            yield State(role, place, begin, value)
+
+    def scalars(self) -> Scalars:
+        """How often each parameter was stepped."""
+        steps = self.model.engine.param_steps(self.model.stream())
+        return {place.name: {"steps": steps[place.unit.index][place.index]} for place in self.places()}
+
+    def prepare(self, states: Iterable[State], scalars: Scalars) -> Callable[[], None]:
+        """See ShardedOptimizer."""
+        self.require_current()
+        given = {(state.name, state.place, state.begin): state.value for state in states}
+        steps = self.model.engine.param_steps(self.model.stream())
+        for place in self.places():
+            steps[place.unit.index][place.index] = steps_of(scalars, place)
+
+        def put() -> None:
+            for place, begin, role, value in self._moments(self.model.engine.parts_to_load):
+                if (given_value := given.get((role, place, begin))) is not None:
+                    value.copy_(given_value)
+                else:
+                    value.zero_()
+            self.model.engine.set_param_steps(steps, self.model.stream())
+
+        return put
+
+    def _moments(
+        self, parts_of: Callable[[int, str], list[tuple[int, int, int, int]]]
+    ) -> Iterator[tuple[Place, int, str, torch.Tensor]]:
+        """Place, first element, role and values of the parts that the engine names."""
+        places = set(self.places())
+        for unit in self.model.units:
+            for role in sorted(self.state_names or ()) if unit.trainable else ():
+                for index, begin, numel, address in parts_of(unit.index, role):
+                    if (place := unit.places[index]) in places:
+                        yield place, begin, role, self.model.tensor_at(address, (numel,), torch.float32)
 
     def _grouping(self) -> list[list[int]]:
         grouping = [[NO_GROUP] * len(unit.params) for unit in self.model.units]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from aliquot.fused import require_possible
 from aliquot.piecewise import Piece, PiecewiseOptimizer
 from aliquot.places import Place
 from aliquot.sharded_optimizer import Params
+from aliquot.states import Scalars, State, steps_of
 
 
 class LAMB(PiecewiseOptimizer):
@@ -43,13 +45,33 @@ class LAMB(PiecewiseOptimizer):
         require_possible("LAMB", group)
         super()._extend(group)
 
+    state_names = frozenset(("exp_avg", "exp_avg_sq"))
+
+    def states(self) -> Iterator[State]:
+        """The moments."""
+        for piece, moments in self._moments.items():
+            yield State("exp_avg", piece.place, piece.begin, moments.exp_avg)
+            yield State("exp_avg_sq", piece.place, piece.begin, moments.exp_avg_sq)
+
+    def scalars(self) -> Scalars:
+        """How often each parameter was stepped."""
+        return {piece.place.name: {"steps": moments.steps} for piece, moments in self._moments.items()}
+
+    def prepare(self, states: Iterable[State], scalars: Scalars) -> Callable[[], None]:
+        """See ShardedOptimizer."""
+        loaded = {
+            piece: _Moments(steps_of(scalars, piece.place), found["exp_avg"], found["exp_avg_sq"])
+            for piece, found in self._by_piece(states).items()
+        }
+        return lambda: setattr(self, "_moments", loaded)
+
     def step_pieces(self) -> None:
         """One update."""
         updates = {}
         for group, pieces in zip(self.param_groups, self.pieces, strict=True):
             for piece in pieces:
                 if piece.value.grad is not None:
-                    moments = self._moments.setdefault(piece, _Moments(piece.value))
+                    moments = self._moments.setdefault(piece, _Moments.zero(piece.value))
                     updates[piece] = group["lr"], moments.direction(piece.value, group)
         values = self._norms((piece, piece.value) for piece in updates)
         directions = self._norms((piece, direction) for piece, (_, direction) in updates.items())
@@ -70,13 +92,18 @@ class LAMB(PiecewiseOptimizer):
         return dict(zip(places, sums.sqrt(), strict=True))
 
 
+@dataclass
 class _Moments:
     """Of one piece."""
 
-    def __init__(self, value: torch.Tensor) -> None:
-        self.steps = 0
-        self.exp_avg = torch.zeros_like(value)
-        self.exp_avg_sq = torch.zeros_like(value)
+    steps: int
+    exp_avg: torch.Tensor
+    exp_avg_sq: torch.Tensor
+
+    @staticmethod
+    def zero(value: torch.Tensor) -> _Moments:
+        """Before the first step."""
+        return _Moments(0, torch.zeros_like(value), torch.zeros_like(value))
 
     def direction(self, value: nn.Parameter, group: dict[str, Any]) -> torch.Tensor:
         """Where the update goes, before it has its length."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from aliquot._core import InvalidArgument
 from aliquot.piecewise import Piece, PiecewiseOptimizer
 from aliquot.places import Place
 from aliquot.sharded_optimizer import Params
+from aliquot.states import Scalars, State
 from aliquot.unit import Unit
 
 Coefficients = tuple[float, float, float]
@@ -75,6 +77,22 @@ class Muon(PiecewiseOptimizer):
                 owners[place] = load.index(min(load))
                 load[owners[place]] += _cost(place)
         return owners
+
+    state_names = frozenset(("momentum",))
+
+    def states(self) -> Iterator[State]:
+        """The momentum."""
+        for piece, momentum in self._momentum.items():
+            yield State("momentum", piece.place, piece.begin, momentum)
+
+    def scalars(self) -> Scalars:
+        """None."""
+        return {}
+
+    def prepare(self, states: Iterable[State], scalars: Scalars) -> Callable[[], None]:
+        """See ShardedOptimizer."""
+        loaded = {piece: found["momentum"] for piece, found in self._by_piece(states).items()}
+        return lambda: setattr(self, "_momentum", loaded)
 
     def step_pieces(self) -> None:
         """One update."""

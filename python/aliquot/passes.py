@@ -165,6 +165,7 @@ class Passes:
             self._require_seen(unit)
         if self.synchronize:
             self.reduce(left)
+            self.model.accumulating = True
         else:
             self.model.engine.leave_backward(self.model.stream())
             for unit, _ in left:
@@ -213,6 +214,7 @@ class Passes:
 
     def end_step(self) -> None:
         """After the optimizer's step: no graph from before it will be walked."""
+        self.model.accumulating = False
         for unit in self.model.units:
             unit.expected = 0
             unit.held = False
@@ -222,6 +224,7 @@ class Passes:
         """Puts everything back after a pass that did not finish."""
         logger.warning("rank %d: %s", self.model.world.rank, why)
         self.model.engine.reset(self.model.stream())
+        self.model.accumulating = False
         for unit in self.model.units:
             unit.expected = 0
             unit.drop_gradients()

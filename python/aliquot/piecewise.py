@@ -13,6 +13,7 @@ from torch import nn
 from aliquot import _core
 from aliquot.places import Place
 from aliquot.sharded_optimizer import ShardedOptimizer
+from aliquot.states import State
 
 
 @dataclass(eq=False)
@@ -68,6 +69,18 @@ class PiecewiseOptimizer(ShardedOptimizer):
             for param, begin, numel, address in self.model.engine.gradients_to_step(unit.index):
                 if address and (value := values.get((unit.places[param], begin))) is not None:
                     value.grad = self.model.tensor_at(address, (numel,), dtype).float() * scale
+
+    def _pieces_by_start(self) -> dict[tuple[Place, int], Piece]:
+        return {(piece.place, piece.begin): piece for pieces in self.pieces for piece in pieces}
+
+    def _by_piece(self, states: Iterable[State]) -> dict[Piece, dict[str, torch.Tensor]]:
+        """A checkpoint's states of each piece, on its device."""
+        pieces = self._pieces_by_start()
+        found: dict[Piece, dict[str, torch.Tensor]] = {}
+        for state in states:
+            piece = pieces[state.place, state.begin]
+            found.setdefault(piece, {})[state.name] = state.value.to(piece.value.device)
+        return found
 
     @abstractmethod
     def step_pieces(self) -> None:

@@ -103,6 +103,15 @@ class GradScaler:
             raise Error("step: aliquot.GradScaler.update() was not called since the last step")
         self._stepped.add(optimizer)
 
+    def note_scaled(self) -> None:
+        """The gradients in the store have the scale: they come from a checkpoint."""
+        self._scaled = True
+
+    def require_updated(self) -> None:
+        """Refuses to be saved between a step and the update after it."""
+        if self._stepped:
+            raise Error("aliquot.GradScaler.update() was not called since the last step: save behind it")
+
     def update(self, new_scale: float | torch.Tensor | None = None) -> None:
         """Moves the scale on after a step, or sets it."""
         if not self.enabled:

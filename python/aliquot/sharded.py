@@ -52,6 +52,8 @@ class ShardedModel:
         """Sets the engine's loss scale."""
         self.scale_moved = False
         """Whether it did since the gradients in the store were made."""
+        self.accumulating = False
+        """Whether the store has gradients of a backward that no step has used."""
         self.passes: Passes
         """Set when the hooks are installed."""
         for group, unit in of_group.items():

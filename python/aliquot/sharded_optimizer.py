@@ -17,6 +17,7 @@ from aliquot.agreement import require_agreement
 from aliquot.passes import require_finished
 from aliquot.places import Place
 from aliquot.sharded import ShardedModel, sharded
+from aliquot.states import Scalars, State
 from aliquot.tensors import TENSORS
 
 logger = logging.getLogger("aliquot")
@@ -60,6 +61,29 @@ class ShardedOptimizer(torch.optim.Optimizer):
     def _update(self) -> _core.StepResult:
         """Updates the parameters, or skips."""
 
+    state_names: frozenset[str] | None = None
+    """Of the states that each parameter has, if it has any; None: whatever a checkpoint says."""
+
+    @property
+    def kind(self) -> str:
+        """What a checkpoint calls it: only the same kind takes its states."""
+        return type(self).__name__
+
+    @abstractmethod
+    def states(self) -> Iterator[State]:
+        """What this rank holds of the states that are tensors, where they are."""
+
+    @abstractmethod
+    def scalars(self) -> Scalars:
+        """The states that are not. On a device the host waits."""
+
+    @abstractmethod
+    def prepare(self, states: Iterable[State], scalars: Scalars) -> Callable[[], None]:
+        """Makes ready to have these states, of a checkpoint, and no others; what is returned puts them in place.
+
+        Tensors are on the host, and the optimizer's from here on: those of a parameter cover what it steps of it.
+        """
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
@@ -70,6 +94,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.model.world.background.poll(self.model.world.communicator)
         require_reduced(self.model)
         self.model.require_bound()
         if self.model.scaler is not None:
@@ -104,10 +129,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets all gradients; `set_to_none` is there for torch's signature."""
-        self.model.engine.clear_gradients(self.model.stream())
-        self.model.scale_moved = False
-        for unit in self.model.units:
-            unit.drop_gradients()
+        drop_gradients(self.model)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Steps more of the model's parameters from here on. Every rank calls it, between steps."""
@@ -123,11 +145,14 @@ class ShardedOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> NoReturn:
         """An error: states are sharded."""
-        raise Error("this rank holds a part of the optimizer's states, and this version can't save them")
+        raise Error(
+            "this rank holds a part of the optimizer's states: save them with "
+            "aliquot.save_checkpoint(directory, model, opt, step=)"
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> NoReturn:
         """An error: states are sharded."""
-        raise Error("optimizer states are sharded, and this version can't load them")
+        raise Error("optimizer states are sharded: load them with aliquot.load_checkpoint(directory, model, opt)")
 
     def _require_agreement(self, groups: list[dict[str, Any]]) -> None:
         """Raises an error on every rank if they differ. Collective."""
@@ -140,6 +165,10 @@ class ShardedOptimizer(torch.optim.Optimizer):
             yield f"group of {settings}"
             yield from (f"parameter {self._place_of(param).name}" for param in group["params"])
 
+    def places(self) -> Iterator[Place]:
+        """Of all parameters that it steps."""
+        return (self._place_of(param) for group in self.param_groups for param in group["params"])
+
     def _place_of(self, param: nn.Parameter) -> Place:
         place = param.__dict__.get("_aliquot")
         if not isinstance(place, Place) or place.model is not self.model:
@@ -147,6 +176,14 @@ class ShardedOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__}: params= holds a parameter that is not one of the sharded model's"
             )
         return place
+
+
+def drop_gradients(model: ShardedModel) -> None:
+    """Forgets those in the store and those that were not reduced."""
+    model.engine.clear_gradients(model.stream())
+    model.scale_moved = model.accumulating = False
+    for unit in model.units:
+        unit.drop_gradients()
 
 
 def require_reduced(model: ShardedModel) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from aliquot._core import InvalidArgument
 from aliquot.piecewise import Piece, PiecewiseOptimizer
 from aliquot.sharded_optimizer import Params
+from aliquot.states import Scalars, State
 
 
 class TorchOptimizer(PiecewiseOptimizer):
@@ -51,6 +52,53 @@ class TorchOptimizer(PiecewiseOptimizer):
     def _inner(self, group: dict[str, Any], pieces: list[Piece]) -> dict[str, Any]:
         return group | {"params": [piece.value for piece in pieces]}
 
+    @property
+    def kind(self) -> str:
+        """With the class of the other optimizer."""
+        return f"{super().kind}({type(self.inner).__name__})"
+
+    def states(self) -> Iterator[State]:
+        """Tensors with a number for each element."""
+        for piece, name, value in self._inner_states():
+            if _is_elementwise(value, piece):
+                yield State(name, piece.place, piece.begin, value)
+
+    def scalars(self) -> Scalars:
+        """All other states, such as `step`."""
+        found: dict[str, dict[str, Any]] = {}
+        for piece, name, value in self._inner_states():
+            if not _is_elementwise(value, piece):
+                found.setdefault(piece.place.name, {})[name] = value
+        return found
+
+    def prepare(self, states: Iterable[State], scalars: Scalars) -> Callable[[], None]:
+        """See ShardedOptimizer."""
+        tensors = self._by_piece(states)
+        loaded: dict[torch.Tensor, dict[str, Any]] = {}
+        for group, pieces in zip(self.param_groups, self.pieces, strict=True):
+            beside = bool(group.get("capturable") or group.get("fused"))  # then scalars are where the parameters are
+            for piece in pieces:
+                single = {
+                    name: value.to(piece.value.device if beside else "cpu", copy=True)
+                    if isinstance(value, torch.Tensor)
+                    else value
+                    for name, value in scalars.get(piece.place.name, {}).items()
+                }
+                if state := single | tensors.get(piece, {}):
+                    loaded[piece.value] = state
+
+        def put() -> None:
+            self.inner.state.clear()
+            self.inner.state.update(loaded)
+
+        return put
+
+    def _inner_states(self) -> Iterator[tuple[Piece, str, Any]]:
+        for pieces in self.pieces:
+            for piece in pieces:
+                for name, value in self.inner.state.get(piece.value, {}).items():
+                    yield piece, name, value
+
     def step_pieces(self) -> None:
         """Lets the other optimizer step, with what the groups say here. What it keeps in its groups shows here too."""
         for mine, theirs in zip(self.param_groups, self.inner.param_groups, strict=True):
@@ -58,6 +106,10 @@ class TorchOptimizer(PiecewiseOptimizer):
         self.inner.step()
         for mine, theirs in zip(self.param_groups, self.inner.param_groups, strict=True):
             mine.update(_settings(theirs))
+
+
+def _is_elementwise(value: Any, piece: Piece) -> bool:
+    return isinstance(value, torch.Tensor) and value.shape == piece.value.shape
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def load_full_state_dict(model: nn.Module, state_dict: Mapping[str, torch.Tensor
     )
     if problem:
         raise InvalidArgument(problem)
-    names = _names(model)
+    names = names_of_tensors(model)
     with writing(state) as write:
         for unit in state.units:
             for place, param in zip(unit.places, unit.params, strict=True):
@@ -183,7 +183,7 @@ def load_full_state_dict(model: nn.Module, state_dict: Mapping[str, torch.Tensor
 def _mismatch(model: nn.Module, given: Mapping[str, torch.Tensor]) -> str:
     wanted = {name: tensor.shape for name, tensor in _entries(model)}
     unknown = given.keys() - wanted.keys()
-    missing = {name for names in _names(model).values() if not given.keys() & names for name in names}
+    missing = {name for names in names_of_tensors(model).values() if not given.keys() & names for name in names}
     if missing or unknown:
         return f"load_full_state_dict: missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
     for name in given:
@@ -193,7 +193,7 @@ def _mismatch(model: nn.Module, given: Mapping[str, torch.Tensor]) -> str:
     return ""
 
 
-def _names(model: nn.Module) -> dict[torch.Tensor, list[str]]:
+def names_of_tensors(model: nn.Module) -> dict[torch.Tensor, list[str]]:
     """The names of each parameter and buffer, of which tied ones have several."""
     names: dict[torch.Tensor, list[str]] = {}
     for name, tensor in _entries(model):

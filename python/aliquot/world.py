@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal, get_args
 
@@ -16,6 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from aliquot import _core, gpu
 from aliquot._core import InvalidArgument
+from aliquot.background import Background
 
 Transport = Literal["auto", "shared_memory", "peer", "nccl", "process_group"]
 CPU = torch.device("cpu")
@@ -32,6 +33,13 @@ class World:
     communicator: _core.Communicator
     device: torch.device
     """Where sharded models live: this rank's GPU on the transports `peer` and `nccl`, the CPU on the others."""
+    timeout: float
+    """Seconds that any wait for another rank may take."""
+    store: Store | None = None
+    """Where the ranks met, by a connection that nothing waits on; None where there is one rank."""
+    met_at: Store | None = None
+    """The first connection to it, which on rank 0 may be what serves it."""
+    background: Background = field(default_factory=Background)
 
     @property
     def gpu(self) -> int:
@@ -89,18 +97,21 @@ def _join(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> Worl
         )
     else:
         communicator = _process_group(store, rank, world_size, timeout)
-    return World(rank, world_size, transport, communicator, device)
+    if world_size == 1:
+        return World(rank, world_size, transport, communicator, device, timeout)
+    connection = store.clone() if hasattr(store, "clone") else store
+    return World(rank, world_size, transport, communicator, device, timeout, connection, store)
 
 
 def _alone(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> World:
     index = int(os.environ.get("LOCAL_RANK", "0"))
     if transport not in ("peer", "nccl") and not (transport == "auto" and gpu.usable(index)):
-        return World(0, 1, "thread", _core.world_of_one(), CPU)
+        return World(0, 1, "thread", _core.world_of_one(), CPU, timeout)
     store = HashStore()
     if transport == "auto":
         transport = "peer" if nccl is None and gpu.map_each_other(store, 0, 1, timeout, index) else "nccl"
     device = gpu.claim(index, transport)
-    return World(0, 1, transport, _of_gpus(transport, store, 0, 1, timeout, device, nccl), device)
+    return World(0, 1, transport, _of_gpus(transport, store, 0, 1, timeout, device, nccl), device, timeout)
 
 
 def _of_gpus(

@@ -45,6 +45,23 @@ DType dtype_named(const std::string& name) {
   throw InvalidArgument("dtype is '" + name + "'; it is fp32, bf16 or fp16");
 }
 
+Role role_named(const std::string& name) {
+  for (const Role role : all_roles) {
+    if (name_of(role) == name) return role;
+  }
+  throw InvalidArgument("there is no role '" + name + "'");
+}
+
+const char* master_form(const Engine& engine, std::size_t unit) {
+  if (!engine.store().holds(unit, Role::master)) return nullptr;
+  return engine.store().master_form() == MasterForm::low16 ? "low16" : "fp32";
+}
+
+std::tuple<std::uint64_t, std::uint64_t, std::uint64_t> step_counts(const Engine& engine) {
+  const StepCounts counts = engine.step_counts();
+  return {counts.steps, counts.skipped, counts.skipped_in_a_row};
+}
+
 /// Memory of torch's allocator. `take(bytes, stream)` gives an address, `give_back(address)` takes it.
 TransientMemory torch_memory(py::object take, py::object give_back) {
   const auto held = std::make_shared<std::pair<py::object, py::object>>(std::move(take), std::move(give_back));
@@ -254,6 +271,45 @@ void register_engine(py::module_& module) {
           "read",
           [](Engine& self, std::size_t unit, Address whole, Address stream) {
             self.read(unit, reinterpret_cast<void*>(whole), stream_at(stream));
+          },
+          released)
+      .def("master_form", &master_form,
+           "low16, fp32 or None: where the fp32 values of a unit are beside its parameters.")
+      .def(
+          "parts_to_save",
+          [](const Engine& self, std::size_t unit, const std::string& role) {
+            return tuples(self.parts_to_save(unit, role_named(role)));
+          },
+          "(param, begin, numel, address) of what this rank saves.")
+      .def(
+          "parts_to_load",
+          [](const Engine& self, std::size_t unit, const std::string& role) {
+            return tuples(self.parts_to_load(unit, role_named(role)));
+          },
+          "The same of what it has to be given again.")
+      .def("holds_gradients", &Engine::holds_gradients)
+      .def(
+          "restore_gradients",
+          [](Engine& self, std::size_t unit, const std::vector<bool>& present, Address stream) {
+            self.restore_gradients(unit, present, stream_at(stream));
+          },
+          released)
+      .def(
+          "share_gradients", [](Engine& self, Address stream) { self.share_gradients(stream_at(stream)); }, released)
+      .def(
+          "param_steps", [](const Engine& self, Address stream) { return self.param_steps(stream_at(stream)); },
+          released)
+      .def(
+          "set_param_steps",
+          [](Engine& self, ParamSteps steps, Address stream) {
+            self.set_param_steps(std::move(steps), stream_at(stream));
+          },
+          released)
+      .def("step_counts", &step_counts, "Steps, skipped steps, and how many of those in a row.")
+      .def(
+          "set_step_counts",
+          [](Engine& self, std::uint64_t steps, std::uint64_t skipped, std::uint64_t in_a_row, Address stream) {
+            self.set_step_counts({steps, skipped, in_a_row}, stream_at(stream));
           },
           released)
       .def(

@@ -16,8 +16,10 @@ PYBIND11_MODULE(_core, module) {
   register_timeline(module);
   register_rules(module);
   register_engine(module);
+  register_split_master(module);
   register_tensors(module);
   register_walk(module);
+  register_checkpoint(module);
   module.def("thread_count", &thread_count, "Threads of this process that the kernels share.");
   module.def("set_thread_count", &set_thread_count, py::arg("count"));
   module.def("built_with_cuda", &built_with_cuda);

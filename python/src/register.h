@@ -15,7 +15,9 @@ void register_memory(py::module_& module);
 void register_timeline(py::module_& module);
 void register_rules(py::module_& module);
 void register_engine(py::module_& module);
+void register_split_master(py::module_& module);
 void register_tensors(py::module_& module);
 void register_walk(py::module_& module);
+void register_checkpoint(py::module_& module);
 
 }  // namespace aliquot::python

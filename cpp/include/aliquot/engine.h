@@ -167,6 +167,28 @@ class Engine {
   /// The full unit into `whole`, Layout::numel() elements of its dtype.
   void read(std::size_t unit, void* whole, Stream stream = {});
 
+  // Checkpoints: parts of parameters by role, in the numbers that the store keeps them in.
+
+  /// What this rank saves: its shard, also of what it holds whole, so that all ranks together save everything once.
+  std::vector<Part> parts_to_save(std::size_t unit, Role role) const;
+  /// What this rank has to be given again: all that end_update does not bring from other ranks. Written between
+  /// begin_write and end_update, on the latter's stream; of parameters with an fp32 master only that.
+  std::vector<Part> parts_to_load(std::size_t unit, Role role) const;
+  /// True if gradients of the unit were reduced since the last clear; on every rank alike.
+  bool holds_gradients(std::size_t unit) const;
+  /// Gradients of a checkpoint come: after clear_gradients, of the unit's parameters that are `present`. Then
+  /// parts_to_load of Role::grad are written, and for all units together share_gradients spreads them. Every rank calls
+  /// both, behind begin_write. \throws InvalidArgument unless `present` has a word on each parameter
+  void restore_gradients(std::size_t unit, const std::vector<bool>& present, Stream stream = {});
+  void share_gradients(Stream stream = {});
+  /// AdamW's count for each parameter. On a device the host waits. set_groups() comes first.
+  ParamSteps param_steps(Stream stream = {}) const;
+  /// \throws InvalidArgument unless there is one for each parameter
+  void set_param_steps(ParamSteps steps, Stream stream = {});
+  /// On a device the host waits for the last step.
+  StepCounts step_counts() const;
+  void set_step_counts(const StepCounts& counts, Stream stream = {});
+
   // Steps in a graph of the device's that is replayed (docs/design.md, "Steps in a graph"). Where
   // Communicator::maps_peers().
 
@@ -199,10 +221,11 @@ class Engine {
   void require_groups(const char* verb) const;
   void require_replayable() const;
   void end_graphs(Stream stream);
+  void round_masters(Stream stream);
   void round_master(std::size_t unit, Stream stream);
   void share_update(Stream stream);
   StepResult judge(const GradientReport& report, std::optional<double> max_norm, Stream stream);
-  std::vector<Part> parts_to_step(std::size_t unit, Role role) const;
+  std::vector<Part> parts_of(std::size_t unit, Role role, Range range) const;
   StepResult step_on_host(std::span<const Rule> rules, std::optional<double> max_norm);
   StepResult step_on_device(std::span<const Rule> rules, std::optional<double> max_norm, Stream stream);
 

@@ -24,6 +24,9 @@ inline constexpr int no_group = -1;
 /// Which parameters had a gradient on any rank, by unit and parameter.
 using Presence = std::vector<std::vector<bool>>;
 
+/// How often each parameter was stepped, by unit and parameter.
+using ParamSteps = std::vector<std::vector<std::int64_t>>;
+
 /// Steps since the optimizer was made.
 struct StepCounts {
   std::uint64_t steps = 0;  ///< that were not skipped
@@ -68,6 +71,8 @@ class Optimizer {
   void profile(Timeline* timeline) { timeline_ = timeline; }
 
   std::int64_t steps(std::size_t unit, std::size_t param) const { return steps_.at(unit).at(param); }
+  ParamSteps steps(Stream = {}) const { return steps_; }
+  void set_steps(ParamSteps steps, Stream = {}) { steps_ = std::move(steps); }
 
  private:
   void step_unit(std::size_t unit, std::span<const Rule> rules, float grad_scale, const std::vector<bool>& present);
@@ -76,7 +81,7 @@ class Optimizer {
   ShardStore& store_;
   Rule rule_;
   Grouping grouping_;
-  std::vector<std::vector<std::int64_t>> steps_;
+  ParamSteps steps_;
   Timeline* timeline_ = nullptr;
 };
 

@@ -64,6 +64,9 @@ class Reducer {
   GradStatistics statistics(std::size_t unit);
   /// Call when somebody may have written to gradients in the store.
   void invalidate_statistics();
+  /// From here on the store has gradients of the unit's parameters that are `present`: all of them zero, and somebody
+  /// will write them.
+  void restore(std::size_t unit, const std::vector<bool>& present, Stream stream = {});
   /// Multiplies the gradients in the store.
   void scale_all(float factor, Stream stream = {});
 

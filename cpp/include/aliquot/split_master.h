@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <span>
 
 namespace aliquot {
 
@@ -25,5 +26,10 @@ constexpr float join_master(SplitMaster halves) {
   const std::uint32_t rounded_up = halves.low >> 15;
   return std::bit_cast<float>(((std::uint32_t{halves.high} - rounded_up) << 16) | halves.low);
 }
+
+// The same for arrays on the host, of masters.size() elements.
+
+void split_masters(std::span<const float> masters, std::uint16_t* high, std::uint16_t* low);
+void join_masters(const std::uint16_t* high, const std::uint16_t* low, std::span<float> masters);
 
 }  // namespace aliquot

@@ -1,0 +1,42 @@
+/// \file
+/// One file of a checkpoint on its disk.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "descriptors.h"
+
+namespace aliquot {
+
+/// An open file. Calls go on where the system interrupts them or does only a part. Every error is a CheckpointError
+/// with path, operation and the system's reason.
+class CheckpointFile {
+ public:
+  /// A new file, for its owner only.
+  static CheckpointFile create(const std::string& path);
+  /// An old one, to read. Refuses links and what is not a regular file.
+  static CheckpointFile open(const std::string& path);
+
+  const std::string& path() const noexcept { return path_; }
+  std::uint64_t size() const;
+
+  /// Takes the space of `bytes` on the disk now, where the file system can, so that later writes don't lack it.
+  void reserve(std::uint64_t bytes);
+  void write(std::span<const std::byte> data, std::uint64_t offset);
+  void read(std::span<std::byte> into, std::uint64_t offset) const;
+  /// Returns when what was written is on the disk.
+  void sync();
+  void remove() noexcept;
+
+ private:
+  CheckpointFile(std::string path, const char* operation, int flags);
+  [[noreturn]] void fail(const std::string& operation, int error) const;
+
+  std::string path_;
+  Descriptor descriptor_;
+};
+
+}  // namespace aliquot

@@ -1,0 +1,124 @@
+// Reading by range: every byte handed out belongs to a chunk whose checksum was right.
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "aliquot/crc32c.h"
+#include "aliquot/error.h"
+#include "aliquot/shard_file.h"
+#include "checkpoint_file.h"
+#include "chunk_buffer.h"
+
+namespace aliquot {
+namespace {
+
+/// A file that is as long as it was written, and the checksums it was written with.
+class ChunkedFile {
+ public:
+  ChunkedFile(const std::string& path, std::uint64_t bytes, std::span<const std::uint32_t> crcs)
+      : file_(CheckpointFile::open(path)), bytes_(bytes), crcs_(crcs) {
+    if (const std::uint64_t found = file_.size(); found != bytes) {
+      throw CheckpointError(path + " has " + std::to_string(found) + " bytes; " + std::to_string(bytes) +
+                            " were written");
+    }
+    const std::uint64_t chunks = bytes / chunk_bytes + (bytes % chunk_bytes != 0);
+    if (chunks == crcs.size()) return;
+    throw CheckpointError(path + " has " + std::to_string(chunks) + " chunks, but there are checksums of " +
+                          std::to_string(crcs.size()));
+  }
+
+  const std::string& path() const noexcept { return file_.path(); }
+  std::uint64_t bytes() const noexcept { return bytes_; }
+  std::size_t chunks() const noexcept { return crcs_.size(); }
+
+  /// \param what  words about the tensors in it, for the message
+  std::span<const std::byte> chunk(std::size_t number, const std::string& what) const {
+    const std::uint64_t begin = number * chunk_bytes;
+    const auto chunk = buffer_.bytes().first(std::min<std::uint64_t>(chunk_bytes, bytes_ - begin));
+    file_.read(chunk, begin);
+    if (crc32c(chunk) == crcs_[number]) return chunk;
+    throw CheckpointError(path() + " is damaged in chunk " + std::to_string(number) + " (bytes " +
+                          std::to_string(begin) + " to " + std::to_string(begin + chunk.size()) + ")" + what +
+                          ": its checksum is not what was written");
+  }
+
+ private:
+  CheckpointFile file_;
+  std::uint64_t bytes_;
+  std::span<const std::uint32_t> crcs_;
+  ChunkBuffer buffer_;
+};
+
+/// The part of a range that lies in one chunk.
+struct Piece {
+  std::size_t chunk;
+  std::size_t offset;  ///< in the chunk
+  std::span<std::byte> into;
+  std::string_view tensor;
+};
+
+void require_inside(const ChunkedFile& file, const RangeRead& range) {
+  if (range.offset <= file.bytes() && range.into.size() <= file.bytes() - range.offset) return;
+  throw CheckpointError("tensor '" + std::string(range.tensor) + "': " + std::to_string(range.into.size()) +
+                        " bytes from byte " + std::to_string(range.offset) + " on are not inside of " + file.path() +
+                        ", which has " + std::to_string(file.bytes()));
+}
+
+void cut(const RangeRead& range, std::vector<Piece>& pieces) {
+  std::uint64_t offset = range.offset;
+  for (auto rest = range.into; !rest.empty();) {
+    const std::size_t in_chunk = offset % chunk_bytes;
+    const std::size_t count = std::min(rest.size(), chunk_bytes - in_chunk);
+    pieces.push_back({offset / chunk_bytes, in_chunk, rest.first(count), range.tensor});
+    rest = rest.subspan(count);
+    offset += count;
+  }
+}
+
+/// By chunk.
+std::vector<Piece> pieces_of(const ChunkedFile& file, std::span<const RangeRead> ranges) {
+  std::vector<Piece> pieces;
+  for (const RangeRead& range : ranges) {
+    require_inside(file, range);
+    cut(range, pieces);
+  }
+  std::ranges::stable_sort(pieces, {}, &Piece::chunk);
+  return pieces;
+}
+
+/// "of tensor 'a'", or how many more there are.
+std::string tensors_of(std::span<const Piece> pieces) {
+  std::vector<std::string_view> names;
+  for (const Piece& piece : pieces) {
+    if (std::ranges::find(names, piece.tensor) == names.end()) names.push_back(piece.tensor);
+  }
+  constexpr std::size_t most = 3;
+  std::string text = names.size() == 1 ? ", tensor " : ", one of the tensors ";
+  for (std::size_t i = 0; i < std::min(most, names.size()); ++i) {
+    text += (i == 0 ? "'" : ", '") + std::string(names[i]) + "'";
+  }
+  return names.size() <= most ? text : text + " and " + std::to_string(names.size() - most) + " more";
+}
+
+}  // namespace
+
+void read_ranges(const std::string& path, std::uint64_t bytes, std::span<const std::uint32_t> crcs,
+                 std::span<const RangeRead> ranges) {
+  const ChunkedFile file(path, bytes, crcs);
+  const std::vector<Piece> pieces = pieces_of(file, ranges);
+  for (auto begin = pieces.begin(); begin != pieces.end();) {
+    const auto end = std::ranges::find_if(begin, pieces.end(), [&](const Piece& p) { return p.chunk != begin->chunk; });
+    const std::span in_chunk(begin, end);
+    const auto chunk = file.chunk(begin->chunk, tensors_of(in_chunk));
+    for (const Piece& piece : in_chunk) std::memcpy(piece.into.data(), chunk.data() + piece.offset, piece.into.size());
+    begin = end;
+  }
+}
+
+void verify_file(const std::string& path, std::uint64_t bytes, std::span<const std::uint32_t> crcs) {
+  const ChunkedFile file(path, bytes, crcs);
+  for (std::size_t number = 0; number < file.chunks(); ++number) file.chunk(number, "");
+}
+
+}  // namespace aliquot

@@ -1,0 +1,66 @@
+"""Which checkpoints a directory has."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from aliquot._core import CheckpointError
+from aliquot.checkpoint import folder
+from aliquot.checkpoint.manifest import MAX_BYTES, Manifest, parse
+
+logger = logging.getLogger("aliquot")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder whose manifest verifies, and whose files are there in the right size."""
+
+    path: Path
+    manifest: Manifest
+    digest: str
+    """Of the manifest as it lies there."""
+
+
+def open_checkpoint(directory: Path, step: int) -> Checkpoint:
+    """The checkpoint of `step`, or a CheckpointError."""
+    path = folder.committed(directory, step)
+    try:
+        text = folder.read(path / folder.MANIFEST, MAX_BYTES)
+        manifest = parse(text)
+    except OSError as error:
+        raise CheckpointError(f"{path / folder.MANIFEST}: {error.strerror}") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path / folder.MANIFEST}: {error}") from None
+    if manifest.step != step:
+        raise CheckpointError(f"{path / folder.MANIFEST}: it is of step {manifest.step}")
+    for name, file in manifest.files.items():
+        _require_file(path / name, file.bytes)
+    return Checkpoint(path, manifest, hashlib.sha256(text).hexdigest())
+
+
+def latest_checkpoint(directory: Path) -> Checkpoint:
+    """That of the highest step that is whole."""
+    steps = folder.steps(directory)
+    for step in steps:
+        try:
+            return open_checkpoint(directory, step)
+        except CheckpointError as error:
+            logger.warning("passed over: %s", error)
+    found = f"none of {len(steps)} folders is a whole one" if steps else "there is none"
+    raise CheckpointError(f"{directory}: no checkpoint to load, {found}")
+
+
+def _require_file(path: Path, size: int) -> None:
+    try:
+        found = os.lstat(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise CheckpointError(f"{path}: it is no plain file")
+    if found.st_size != size:
+        raise CheckpointError(f"{path}: it has {found.st_size} bytes, and the manifest says {size}")

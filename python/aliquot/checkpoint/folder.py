@@ -1,0 +1,135 @@
+"""The folder of a checkpoint: how it comes to be there as a whole or not at all, and how it goes. Only calls of the
+operating system; docs/checkpoints.md says why they come in this order."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import stat
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from aliquot._core import CheckpointError
+
+MANIFEST = "manifest.json"
+COMMITTED = re.compile(r"step_(0|[1-9][0-9]{0,18})")
+DRAFT = re.compile(r"step_(0|[1-9][0-9]{0,18})\.tmp-[0-9a-f]{32}")
+
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+
+
+def committed(directory: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is."""
+    return directory / f"step_{step}"
+
+
+def draft(directory: Path, step: int, token: str) -> Path:
+    """Where it is written, unlike any other attempt's."""
+    return directory / f"step_{step}.tmp-{token}"
+
+
+def new_token() -> str:
+    """What tells one attempt from another."""
+    return uuid.uuid4().hex
+
+
+def make(path: Path) -> None:
+    """The folder of a draft, for its owner alone. Another rank may have made it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
+def write(path: Path, content: bytes) -> None:
+    """A new file, which is on the disk on return."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        while content:
+            content = content[os.write(descriptor, content) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path, limit: int) -> bytes:
+    """A file of at most `limit` bytes, which is no link."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+            raise CheckpointError(f"{path}: it is no plain file of at most {limit} bytes")
+        return file.read(limit)
+
+
+def publish(path: Path, final: Path) -> None:
+    """Makes the finished draft the checkpoint. If it fails, all is as before but for the draft's own name."""
+    _sync(path)
+    replaces = os.path.lexists(final)
+    move: Callable[[Path, Path], object] = _exchange if replaces else Path.rename
+    move(path, final)
+    try:
+        _sync(final.parent)
+    except OSError:
+        move(*((path, final) if replaces else (final, path)))
+        raise
+    if replaces:
+        discard(path)
+
+
+def discard(path: Path) -> None:
+    """Removes a draft, if it is there."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def retire(directory: Path, step: int) -> None:
+    """Removes a checkpoint. It stops being one before its first file goes."""
+    dead = draft(directory, step, new_token())
+    committed(directory, step).rename(dead)
+    discard(dead)
+
+
+def steps(directory: Path) -> list[int]:
+    """Of the folders that look like checkpoints, the latest first."""
+    found = (COMMITTED.fullmatch(entry.name) for entry in _folders(directory))
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def drafts(directory: Path) -> list[Path]:
+    """What saves that died have left."""
+    return [Path(entry.path) for entry in _folders(directory) if DRAFT.fullmatch(entry.name)]
+
+
+def _folders(directory: Path) -> Iterable[os.DirEntry[str]]:
+    try:
+        entries = os.scandir(directory)
+    except FileNotFoundError:
+        return []
+    with entries:
+        return [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(path: Path, other: Path) -> None:
+    """Each gets the name of the other, at one instant."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, os.fsencode(path), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS):
+        raise CheckpointError(
+            f"{other} is there already, and its file system can't exchange two folders at one instant: remove it first"
+        )
+    raise OSError(number, os.strerror(number), str(path))

@@ -1,0 +1,226 @@
+"""`aliquot.save_checkpoint`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from aliquot import _core
+from aliquot._core import CheckpointError
+from aliquot.checkpoint import folder
+from aliquot.checkpoint.dtypes import word_of
+from aliquot.checkpoint.snapshot import Optimizers, Snapshot, Stateful, Statefuls
+from aliquot.checkpoint.verdict import agree, broadcast, gather, problem_of
+from aliquot.scaler import GradScaler
+from aliquot.sharded import sharded
+from aliquot.world import World
+
+logger = logging.getLogger("aliquot")
+
+
+def save_checkpoint(
+    directory: str | os.PathLike[str],
+    model: nn.Module,
+    opt: Optimizers = None,
+    *,
+    step: int,
+    extra: Any = None,
+    schedulers: Statefuls = None,
+    loader: Stateful | None = None,
+    scaler: GradScaler | None = None,
+    keep: int | None = None,
+    wait: bool = True,
+) -> None:
+    """Saves all it takes to go on from here, on any number of ranks, as `directory`/step_`step`.
+
+    Parameters and buffers of `model`; states and groups of its optimizers `opt`, one or several; `step`; `extra`, any
+    plain value (None, numbers, strings, lists, tuples, dicts); what `schedulers`, the data `loader` and the `scaler`
+    say of themselves by `state_dict`; and every rank's random number generators. Every rank calls it, behind a step,
+    with the same arguments; `loader` may have come to another place on each. The directory is one that all ranks see,
+    and no other job saves to.
+
+    The checkpoint is there as a whole or not at all, whatever happens meanwhile. One of the same step is replaced. If a
+    rank fails, all raise the same CheckpointError and nothing has changed.
+
+    `keep`: afterwards only so many of the latest checkpoints stay, and nothing of saves that died.
+    `wait=False`: returns once all is copied to host memory, and writes behind training. If that fails, the next step,
+    save or load of any model raises the error, the same one on every rank. A save waits for the one before it.
+    """
+    state = sharded(model)
+    world = state.world
+    world.background.settle()
+    call = world.background.next_call()
+    problem, snapshot = "", None
+    try:
+        _require_arguments(step, keep)
+        snapshot = Snapshot.of(state, opt, extra, schedulers, loader, scaler)
+    except Exception as error:
+        problem = problem_of(world, error)
+    path = Path(directory).absolute()
+    mine = {
+        "call": ["save_checkpoint", str(path), step, keep, wait],
+        "token": folder.new_token(),
+        "buffers": {} if snapshot is None else snapshot.buffer_digests(),
+    }
+    first = agree(world, f"{call}/begin", mine, problem)[0]
+    assert snapshot is not None
+    snapshot.keep_buffers(first["buffers"])
+    save = Save(world, call, path, step, first["token"], snapshot, keep)
+    if wait:
+        save.run()
+    else:
+        save.detach()
+        world.background.start(save.run)
+
+
+def _require_arguments(step: int, keep: int | None) -> None:
+    if type(step) is not int or not 0 <= step < 1 << 63:
+        raise CheckpointError(f"step is {step!r:.100}; it is an int from 0 on")
+    if keep is not None and (type(keep) is not int or keep < 1):
+        raise CheckpointError(f"keep is {keep!r:.100}; it is an int from 1 on, or None to keep all")
+
+
+@dataclass
+class Save:
+    """One save under way; docs/checkpoints.md, "Protocol". It calls nothing of the model's."""
+
+    world: World
+    call: str
+    directory: Path
+    step: int
+    token: str
+    snapshot: Snapshot
+    keep: int | None
+
+    @property
+    def draft(self) -> Path:
+        """Where it is written."""
+        return folder.draft(self.directory, self.step, self.token)
+
+    def detach(self) -> None:
+        """Copies all to host memory, so that training may go on."""
+        self.snapshot.parts = [part.copied() for part in self.snapshot.parts]
+        if self.world.device.type == "cuda":
+            torch.cuda.current_stream(self.world.device).synchronize()
+
+    def run(self) -> None:
+        """Writes, and commits if all ranks have written. Collective."""
+        interrupt: BaseException | None = None
+        try:
+            report = self._write()
+        except BaseException as error:
+            interrupt = None if isinstance(error, Exception) else error
+            report = {"problem": problem_of(self.world, error)}
+        outcome = self._commit(report)
+        if interrupt is not None:
+            raise interrupt
+        if outcome:
+            raise CheckpointError(f"step {self.step} was not saved: {outcome}")
+        if self.keep is not None:
+            self._prune(self.keep)
+
+    def _write(self) -> dict[str, Any]:
+        """Writes this rank's shard file; returns what rank 0 has to know of it."""
+        folder.make(self.draft)
+        name = f"rank_{self.world.rank:05d}.safetensors"
+        parts = self.snapshot.parts
+        values = [part.memory.values() for part in parts]
+        described = [
+            (part.key, word_of(part.dtype, part.key), part.file_shape, value.data_ptr(), value.numel() * value.itemsize)
+            for part, value in zip(parts, values, strict=True)
+        ]
+        size, crcs, offsets = _core.write_shard_file(str(self.draft / name), described)
+        pieces = [
+            [part.key, word, list(part.shape), part.begin, part.end, offset]
+            for part, (_, word, *_), offset in zip(parts, described, offsets, strict=True)
+        ]
+        return {"problem": "", "file": name, "bytes": size, "crcs": crcs, "pieces": pieces, "own": self.snapshot.own}
+
+    def _commit(self, report: dict[str, Any]) -> str:
+        """What went wrong, on any rank; empty if the checkpoint is there."""
+        outcome = ""
+        try:
+            reports = [json.loads(r) for r in gather(self.world, f"{self.call}/written", json.dumps(report).encode())]
+            if self.world.rank == 0:
+                outcome = next(filter(None, (r["problem"] for r in reports)), "")
+                if not outcome:
+                    self._publish(reports)
+        except Exception as error:
+            outcome = problem_of(self.world, error)
+        if outcome:
+            _discard(self.draft)
+        return broadcast(self.world, f"{self.call}/outcome", outcome.encode()).decode()
+
+    def _publish(self, reports: list[dict[str, Any]]) -> None:
+        from aliquot.checkpoint.manifest import Manifest, parse
+
+        text = Manifest.model_validate(_assembled(self.step, self.snapshot.shared, reports)).text()
+        parse(text)  # what can't be read again is not to be committed
+        folder.write(self.draft / folder.MANIFEST, text)
+        folder.publish(self.draft, folder.committed(self.directory, self.step))
+
+    def _prune(self, keep: int) -> None:
+        if self.world.rank == 0:
+            try:
+                prune(self.directory, keep)
+            except (OSError, CheckpointError) as error:
+                logger.warning("older checkpoints could not be removed: %s", error)
+        broadcast(self.world, f"{self.call}/pruned", b"")
+
+
+def _discard(draft: Path) -> None:
+    try:
+        folder.discard(draft)
+    except OSError as error:
+        logger.warning("%s could not be removed: %s", draft, error)
+
+
+def _assembled(step: int, shared: dict[str, Any], reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """The manifest, of what each rank has written."""
+    content = {key: value for key, value in shared.items() if key != "empty"}
+    tensors: dict[str, dict[str, Any]] = {
+        key: {"dtype": word, "shape": shape, "pieces": []} for key, (word, shape) in shared["empty"].items()
+    }
+    for report in reports:
+        for key, word, shape, begin, end, offset in report["pieces"]:
+            tensor = tensors.setdefault(key, {"dtype": word, "shape": shape, "pieces": []})
+            tensor["pieces"].append({"begin": begin, "end": end, "file": report["file"], "offset": offset})
+    for tensor in tensors.values():
+        tensor["pieces"].sort(key=lambda piece: piece["begin"])
+    optimizers = [dict(optimizer) for optimizer in reports[0]["own"]["optimizers"]]
+    for report in reversed(reports):
+        for optimizer, theirs in zip(optimizers, report["own"]["optimizers"], strict=True):
+            optimizer["scalars"] = optimizer["scalars"] | theirs["scalars"]
+    return content | {
+        "step": step,
+        "world_size": len(reports),
+        "files": {report["file"]: {"bytes": report["bytes"], "crcs": report["crcs"]} for report in reports},
+        "tensors": tensors,
+        "gradients": sorted({name for report in reports for name in report["own"]["gradients"]}),
+        "optimizers": optimizers,
+        "ranks": [{"rng": report["own"]["rng"], "loader": report["own"]["loader"]} for report in reports],
+    }
+
+
+def prune(directory: Path, keep: int) -> None:
+    """Removes all but the latest checkpoints, and what saves that died have left."""
+    from aliquot.checkpoint.catalog import open_checkpoint
+
+    kept = 0
+    for step in folder.steps(directory):
+        try:
+            open_checkpoint(directory, step)
+        except CheckpointError:
+            continue  # whatever it is, it is not ours to remove
+        kept += 1
+        if kept > keep:
+            folder.retire(directory, step)
+    for draft in folder.drafts(directory):
+        folder.discard(draft)
