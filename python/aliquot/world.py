@@ -19,6 +19,8 @@ from aliquot._core import InvalidArgument
 
 Transport = Literal["auto", "shared_memory", "peer", "nccl", "process_group"]
 CPU = torch.device("cpu")
+PATIENCE = 10.0
+"""Seconds after which a rank that says nothing counts as frozen, unless ALIQUOT_PATIENCE says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class World:
     communicator: _core.Communicator
     device: torch.device
     """Where sharded models live: this rank's GPU on the transports `peer` and `nccl`, the CPU on the others."""
+    control: _core.ControlChannel
+    """How ranks tell each other that they live, and why they stop; beside every transport."""
 
     @property
     def gpu(self) -> int:
@@ -69,6 +73,7 @@ def _leave() -> None:
     """Lets peers see that this rank ends in good order, and not that it was killed."""
     if _world is not None:
         _world.communicator.leave()
+        _world.control.leave()
 
 
 def _join(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> World:
@@ -77,6 +82,7 @@ def _join(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> Worl
         return _alone(transport, timeout, nccl)
     store, rank, world_size = _rendezvous(timeout)
     store = PrefixStore("aliquot", store)
+    control = _control(store, rank, world_size, timeout)
     if transport == "auto":
         transport = "nccl" if nccl is not None else _choose(store, rank, world_size, timeout)
     device = CPU
@@ -89,18 +95,27 @@ def _join(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> Worl
         )
     else:
         communicator = _process_group(store, rank, world_size, timeout)
-    return World(rank, world_size, transport, communicator, device)
+    return World(rank, world_size, transport, communicator, device, control)
 
 
 def _alone(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> World:
     index = int(os.environ.get("LOCAL_RANK", "0"))
-    if transport not in ("peer", "nccl") and not (transport == "auto" and gpu.usable(index)):
-        return World(0, 1, "thread", _core.world_of_one(), CPU)
     store = HashStore()
+    control = _control(store, 0, 1, timeout)
+    if transport not in ("peer", "nccl") and not (transport == "auto" and gpu.usable(index)):
+        return World(0, 1, "thread", _core.world_of_one(), CPU, control)
     if transport == "auto":
         transport = "peer" if nccl is None and gpu.map_each_other(store, 0, 1, timeout, index) else "nccl"
     device = gpu.claim(index, transport)
-    return World(0, 1, transport, _of_gpus(transport, store, 0, 1, timeout, device, nccl), device)
+    return World(0, 1, transport, _of_gpus(transport, store, 0, 1, timeout, device, nccl), device, control)
+
+
+def _control(store: Store, rank: int, world_size: int, timeout: float) -> _core.ControlChannel:
+    """The address is that of the interface that other hosts know rank 0 by, which torchrun names."""
+    return _core.ControlChannel(
+        store.set, lambda key: store.get(key).decode(), "control", rank, world_size,
+        os.environ.get("MASTER_ADDR", "127.0.0.1"), float(os.environ.get("ALIQUOT_PATIENCE", PATIENCE)), timeout,
+    )  # fmt: skip
 
 
 def _of_gpus(

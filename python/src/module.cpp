@@ -11,6 +11,7 @@ PYBIND11_MODULE(_core, module) {
   module.attr("__version__") = std::string(version);
   register_errors(module);
   register_communicators(module);
+  register_control(module);
   register_process_group(module);
   register_memory(module);
   register_timeline(module);
