@@ -24,7 +24,8 @@ bool has_default_effect(int signal) {
 }  // namespace
 
 bool ControlChannel::Impl::stop_on_terminate() {
-  if (!has_default_effect(SIGTERM)) return asked == this;
+  if (asked == this) return true;  // also once the signal has come: the second is to end the process
+  if (!has_default_effect(SIGTERM)) return false;
   asked = this;
   struct sigaction ours{};
   ours.sa_handler = &ask;

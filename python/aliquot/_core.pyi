@@ -65,6 +65,13 @@ class ControlChannel:
     def stop_on_terminate(self) -> bool: ...
     def should_stop(self) -> bool: ...
 
+class Watchdog:
+    """Ends the process with code 70 if a block does not end within `limit` seconds."""
+
+    def __init__(self, limit: float, what: str) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *exception: object) -> None: ...
+
 class Group(Protocol):
     """What moves the bytes of a process_group communicator."""
 
@@ -83,6 +90,7 @@ def shared_memory_communicator(
     rank: int,
     world_size: int,
     timeout: float,
+    channel: ControlChannel | None = ...,
 ) -> Communicator: ...
 def nccl_communicator(
     set: Callable[[str, str], object],
@@ -94,6 +102,7 @@ def nccl_communicator(
     device: int,
     unique_id: bytes = ...,
     communicator: int = ...,
+    channel: ControlChannel | None = ...,
 ) -> Communicator: ...
 def peer_communicator(
     set: Callable[[str, str], object],
@@ -103,6 +112,7 @@ def peer_communicator(
     world_size: int,
     timeout: float,
     device: int,
+    channel: ControlChannel | None = ...,
 ) -> Communicator: ...
 def can_map_peers(communicator: Communicator, device: int) -> bool: ...
 def set_nccl_library(path: str) -> None: ...

@@ -213,6 +213,7 @@ class Passes:
 
     def end_step(self) -> None:
         """After the optimizer's step: no graph from before it will be walked."""
+        self.model.world.control.advance()
         for unit in self.model.units:
             unit.expected = 0
             unit.held = False

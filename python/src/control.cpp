@@ -3,6 +3,9 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
+#include "aliquot/watchdog.h"
 #include "register.h"
 
 namespace aliquot::python {
@@ -33,6 +36,19 @@ py::list all_gather(ControlChannel& self, const std::string& name, const py::byt
   return list;
 }
 
+/// A Watchdog over a block of Python code.
+class Watched {
+ public:
+  Watched(double limit, std::string what) : limit_(to_milliseconds(limit)), what_(std::move(what)) {}
+  void enter() { watchdog_.emplace(limit_, what_); }
+  void exit(const py::args&) { watchdog_.reset(); }
+
+ private:
+  milliseconds limit_;
+  std::string what_;
+  std::optional<Watchdog> watchdog_;
+};
+
 }  // namespace
 
 void register_control(py::module_& module) {
@@ -60,6 +76,11 @@ void register_control(py::module_& module) {
            "Lets SIGTERM request a stop. False if the signal has a handler already.")
       .def("should_stop", &ControlChannel::should_stop, released,
            "True from the same call on, on all ranks, after any has requested a stop.");
+  py::class_<Watched>(module, "Watchdog",
+                      "Ends the process with code 70 if a block does not end within `limit` seconds.")
+      .def(py::init<double, std::string>(), py::arg("limit"), py::arg("what"))
+      .def("__enter__", &Watched::enter)
+      .def("__exit__", &Watched::exit);
 }
 
 }  // namespace aliquot::python
