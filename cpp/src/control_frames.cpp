@@ -106,7 +106,8 @@ void ControlChannel::Impl::tell_all(const Frame& frame) {
 void ControlChannel::Impl::refuse(const std::vector<std::pair<std::string, Rounds::Round>>& rounds, int lost,
                                   const std::string& how) {
   for (const auto& [name, round] : rounds) {
-    const std::string text = "all_gather '" + name + "': " + list_of(round.missing()) + " " + how;
+    const std::string who = lost < 0 ? list_of(round.missing()) : named(lost);
+    const std::string text = "all_gather '" + name + "': " + who + " " + how;
     for (int r = 0; r < world_size; ++r) {
       if (round.parts[static_cast<std::size_t>(r)]) send_to(r, make_frame(Kind::refused, name, wide(lost + 1), text));
     }
