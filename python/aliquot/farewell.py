@@ -33,9 +33,12 @@ def announce_uncaught(control: _core.ControlChannel) -> None:
 
 
 def announce_ending(control: _core.ControlChannel) -> None:
-    """Tells the peers of the exception that ends a process of multiprocessing, which catches it and calls no hook."""
+    """Tells the peers of the exception that ends a process of multiprocessing, which catches it and calls no hook.
+
+    To leave by `sys.exit` is to be done, whatever the code: other ranks may still have to finish.
+    """
     error = sys.exc_info()[1]
-    if error is not None and not (isinstance(error, SystemExit) and not error.code):
+    if error is not None and not isinstance(error, SystemExit):
         control.announce(in_words(error))
 
 

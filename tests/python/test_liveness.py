@@ -6,6 +6,7 @@ docs/design.md, "The control channel". `make faults` runs the long form.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,9 @@ class Trapped(Chain):
     fault = staticmethod(fail)
 
     def forward(self, x: Tensor, order: Any = None) -> Tensor:
-        x = self.blocks[0](self.first(x))
+        x = self.first(x)
+        if self.place != "skip":
+            x = self.blocks[0](x)
         if self.place == "forward":
             self.fault()
         if self.place == "backward":
@@ -145,3 +148,40 @@ def test_a_frozen_rank(transport: str, place: str, culprit: int) -> None:
             assert_names(end, culprit, "is frozen")
         job.send(culprit, signal.SIGCONT)
         assert_names(job.ends([culprit], SECONDS)[culprit], culprit, "is frozen")
+
+
+@pytest.mark.parametrize("culprit", range(WORLD_SIZE))
+def test_a_rank_that_skips_a_module(culprit: int) -> None:
+    """Where it can't be right; `test_different_paths.py` is about where it can."""
+    with started(WORLD_SIZE, train, "process_group", culprit, "skip", fail) as job:
+        for end in job.ends(list(range(WORLD_SIZE)), SECONDS).values():
+            assert (end.code, end.error) == (1, "CommunicatorError"), end.text
+            assert set(re.findall(r"rank \d", end.last_line)) == {"rank 0", "rank 1"}
+            assert len(set(re.findall(r"unit '([^']+)'", end.last_line))) == 2, end.text
+
+
+def differ(rank: int, transport: str, culprit: int, what: str) -> None:
+    other = rank == culprit
+    started_as = {"shared_memory": "process_group", "process_group": "shared_memory"}[transport]
+    aliquot.init(transport=started_as if other and what == "transport" else transport)  # type: ignore[arg-type]
+    model = Chain(depth=3 if other and what == "depth" else 2)
+    aliquot.shard(model, stage=2 if other and what == "stage" else 3)
+    aliquot.AdamW(model, lr=2.0 if other and what == "lr" else 1.0)
+
+
+DIFFERENCES = {
+    "transport": r"ranks are started differently: rank 0 has 'transport '\w+'', rank \d has 'transport '\w+''",
+    "depth": r"ranks shard different models: rank 0 has 'unit .*', rank \d has 'unit .*'",
+    "stage": r"ranks shard different models: rank 0 has 'stage \d.*', rank \d has 'stage \d.*'",
+    "lr": r"ranks make different optimizers: rank 0 has .*'lr': \d.*, rank \d has .*'lr': \d",
+}
+
+
+@pytest.mark.parametrize("culprit", range(WORLD_SIZE))
+@pytest.mark.parametrize("what", DIFFERENCES)
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_rank_that_is_configured_differently(transport: str, what: str, culprit: int) -> None:
+    with started(WORLD_SIZE, differ, transport, culprit, what) as job:
+        for end in job.ends(list(range(WORLD_SIZE)), SECONDS).values():
+            assert (end.code, end.error) == (1, "CommunicatorError"), end.text
+            assert re.search(DIFFERENCES[what], end.last_line), end.text
