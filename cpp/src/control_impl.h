@@ -83,6 +83,8 @@ class ControlChannel::Impl {
   void run();
   std::vector<pollfd> watched() const;
   std::chrono::milliseconds until_next() const;
+  /// True for a peer whose silence would be a fault: not for one that has left, nor after a fault.
+  bool may_be_silent(int who) const;
   bool may_end() const;
   void turn(Clock::time_point now);
   void let_in(Clock::time_point now);

@@ -41,8 +41,16 @@ std::vector<pollfd> ControlChannel::Impl::watched() const {
 }
 
 std::chrono::milliseconds ControlChannel::Impl::until_next() const {
-  const auto next = rounds_.next_deadline(left_ ? std::min(farewell_, heartbeats_.next()) : heartbeats_.next());
+  auto next = rounds_.next_deadline(left_ ? std::min(farewell_, heartbeats_.next()) : heartbeats_.next());
+  for (int r = 0; r < world_size; ++r) {
+    if (may_be_silent(r)) next = std::min(next, heartbeats_.silent_at(r));
+  }
   return std::max(std::chrono::ceil<std::chrono::milliseconds>(next - Clock::now()), std::chrono::milliseconds(0));
+}
+
+bool ControlChannel::Impl::may_be_silent(int who) const {
+  const Peer& peer = peers_[static_cast<std::size_t>(who)];
+  return peer.line && !peer.left && !fault_;
 }
 
 bool ControlChannel::Impl::may_end() const { return left_ && (!has_unsent() || Clock::now() >= farewell_); }
@@ -97,11 +105,10 @@ void ControlChannel::Impl::drop(int peer) {
 
 void ControlChannel::Impl::judge_silence() {
   for (int r = 0; r < world_size; ++r) {
-    const Peer& peer = peers_[static_cast<std::size_t>(r)];
-    if (!peer.line || peer.left || !heartbeats_.silent(r)) continue;
+    if (!may_be_silent(r) || !heartbeats_.silent(r)) continue;
     end(r, named(r) + " is frozen: it has said nothing for " + std::to_string(heartbeats_.patience().count()) +
-               " ms, after " + std::to_string(peer.progress) + " steps. It was stopped by a signal or a debugger, or " +
-               "its host hangs");
+               " ms, after " + std::to_string(peers_[static_cast<std::size_t>(r)].progress) +
+               " steps. It was stopped by a signal or a debugger, or " + "its host hangs");
   }
 }
 

@@ -26,7 +26,9 @@ class Heartbeats {
     if (now - looked_ > 3 * interval_) std::fill(heard_.begin(), heard_.end(), now);
     looked_ = now;
   }
-  bool silent(int rank) const { return looked_ - heard_[static_cast<std::size_t>(rank)] > patience_; }
+  bool silent(int rank) const { return looked_ >= silent_at(rank); }
+  /// When it will be, if it goes on saying nothing.
+  Clock::time_point silent_at(int rank) const { return heard_[static_cast<std::size_t>(rank)] + patience_; }
 
   /// True once in each interval.
   bool due(Clock::time_point now) {
