@@ -26,6 +26,7 @@ from aliquot.profile import Profile, Times, profile
 from aliquot.scaler import GradScaler
 from aliquot.shard import shard
 from aliquot.stats import Stats, stats
+from aliquot.stopping import request_stop, should_stop
 from aliquot.torch_optimizer import TorchOptimizer
 from aliquot.values import full_state_dict, gathered, load_full_state_dict
 from aliquot.world import World, init
@@ -77,8 +78,10 @@ __all__ = [
     "load_full_state_dict",
     "no_sync",
     "profile",
+    "request_stop",
     "reset_step",
     "save_checkpoint",
     "shard",
+    "should_stop",
     "stats",
 ]

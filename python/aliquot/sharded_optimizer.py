@@ -156,7 +156,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
 
     def _require_agreement(self, groups: list[dict[str, Any]]) -> None:
         """Raises an error on every rank if they differ. Collective."""
-        require_agreement(self.model.world.communicator, "make different optimizers", self._description(groups))
+        require_agreement(self.model.world, "make different optimizers", self._description(groups))
 
     def _description(self, groups: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{type(self).__name__} with max_grad_norm {self.max_grad_norm}"

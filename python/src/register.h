@@ -10,6 +10,7 @@ namespace py = pybind11;
 
 void register_errors(py::module_& module);
 void register_communicators(py::module_& module);
+void register_control(py::module_& module);
 void register_process_group(py::module_& module);
 void register_memory(py::module_& module);
 void register_timeline(py::module_& module);
