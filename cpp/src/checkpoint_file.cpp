@@ -22,6 +22,8 @@ auto uninterrupted(const Call& call) {
   }
 }
 
+constexpr std::uint64_t direct_block = 4096;  // what nearly every disk takes past the cache
+
 void require_no_zero(const std::string& path) {
   if (path.find('\0') != std::string::npos) throw CheckpointError("a path with a zero byte in it: " + path);
 }
@@ -35,7 +37,11 @@ CheckpointFile::CheckpointFile(std::string path, const char* operation, int flag
   if (!descriptor_) fail(operation, errno);
 }
 
-CheckpointFile CheckpointFile::create(const std::string& path) { return {path, "create", O_WRONLY | O_CREAT | O_EXCL}; }
+CheckpointFile CheckpointFile::create(const std::string& path) {
+  CheckpointFile file(path, "create", O_WRONLY | O_CREAT | O_EXCL);
+  file.bypass_cache(true);
+  return file;
+}
 
 CheckpointFile CheckpointFile::open(const std::string& path) {
   CheckpointFile file(path, "open", O_RDONLY | O_NONBLOCK);  // a pipe would wait for its writer
@@ -57,10 +63,25 @@ void CheckpointFile::reserve(std::uint64_t bytes) {
   if (errno != EOPNOTSUPP && errno != ENOSYS) fail("reserve " + std::to_string(bytes) + " bytes for", errno);
 }
 
+void CheckpointFile::bypass_cache(bool wanted) noexcept {
+  const int flags = fcntl(descriptor_.number(), F_GETFL);
+  const int changed = wanted ? flags | O_DIRECT : flags & ~O_DIRECT;
+  bypasses_cache_ = fcntl(descriptor_.number(), F_SETFL, changed) == 0 && wanted;
+}
+
+ssize_t CheckpointFile::write_some(std::span<const std::byte> data, std::uint64_t offset) {
+  return uninterrupted(
+      [&] { return pwrite(descriptor_.number(), data.data(), data.size(), static_cast<off_t>(offset)); });
+}
+
 void CheckpointFile::write(std::span<const std::byte> data, std::uint64_t offset) {
   while (!data.empty()) {
-    const ssize_t written = uninterrupted(
-        [&] { return pwrite(descriptor_.number(), data.data(), data.size(), static_cast<off_t>(offset)); });
+    if (bypasses_cache_ && (offset % direct_block != 0 || data.size() % direct_block != 0)) bypass_cache(false);
+    ssize_t written = write_some(data, offset);
+    if (written < 0 && errno == EINVAL && bypasses_cache_) {  // a disk of larger blocks
+      bypass_cache(false);
+      written = write_some(data, offset);
+    }
     if (written <= 0) fail("write at byte " + std::to_string(offset) + " of", written < 0 ? errno : EIO);
     data = data.subspan(static_cast<std::size_t>(written));
     offset += static_cast<std::uint64_t>(written);

@@ -2,6 +2,8 @@
 /// One file of a checkpoint on its disk.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -25,6 +27,8 @@ class CheckpointFile {
 
   /// Takes the space of `bytes` on the disk now, where the file system can, so that later writes don't lack it.
   void reserve(std::uint64_t bytes);
+  /// Past the kernel's cache, which costs a copy and memory that others need, as long as offset and size allow that;
+  /// `data` is aligned to 4096 bytes.
   void write(std::span<const std::byte> data, std::uint64_t offset);
   void read(std::span<std::byte> into, std::uint64_t offset) const;
   /// Returns when what was written is on the disk.
@@ -33,10 +37,13 @@ class CheckpointFile {
 
  private:
   CheckpointFile(std::string path, const char* operation, int flags);
+  void bypass_cache(bool wanted) noexcept;
+  ssize_t write_some(std::span<const std::byte> data, std::uint64_t offset);
   [[noreturn]] void fail(const std::string& operation, int error) const;
 
   std::string path_;
   Descriptor descriptor_;
+  bool bypasses_cache_ = false;
 };
 
 }  // namespace aliquot

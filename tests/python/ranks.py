@@ -74,6 +74,15 @@ class Ranks:
 
     def results(self, timeout: float) -> list[Any]:
         """What each rank returned, in rank order; None for a killed one."""
+        answers = self.answers(timeout)
+        _raise_failures(answers)
+        return [answers[rank][1] if rank in answers else None for rank in range(len(self._ranks))]
+
+    def answers(self, timeout: float, after_a_failure: float = 3.0) -> dict[int, tuple[bool, Any]]:
+        """Of each rank that this job did not kill: whether it returned, and what; else why it did not.
+
+        `after_a_failure`: seconds that the others have when one has failed.
+        """
         deadline = time.monotonic() + timeout
         answers: dict[int, tuple[bool, Any]] = {}
         pending = {r.pipe: rank for rank, r in enumerate(self._ranks) if not r.killed}
@@ -82,10 +91,13 @@ class Ranks:
                 rank = pending.pop(pipe)  # type: ignore[arg-type]
                 answers[rank] = self._receive(rank)
                 if not answers[rank][0]:  # the others are likely to fail too: hear them, but not for long
-                    deadline = min(deadline, time.monotonic() + 3.0)
+                    deadline = min(deadline, time.monotonic() + after_a_failure)
         answers.update((rank, (False, "did not end in time")) for rank in pending.values())
-        _raise_failures(answers)
-        return [answers[rank][1] if rank in answers else None for rank in range(len(self._ranks))]
+        return answers
+
+    def await_first(self, timeout: float) -> None:
+        """Returns when a rank has returned, raised or died."""
+        wait([r.pipe for r in self._ranks], timeout)
 
     def _receive(self, rank: int) -> tuple[bool, Any]:
         try:

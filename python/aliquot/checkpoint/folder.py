@@ -41,8 +41,17 @@ def new_token() -> str:
 
 def make(path: Path) -> None:
     """The folder of a draft, for its owner alone. Another rank may have made it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_lasting(path.parent)
     path.mkdir(mode=0o700, exist_ok=True)
+
+
+def _make_lasting(directory: Path) -> None:
+    """Makes it where it isn't there: on the disk, name and all, since a checkpoint within is worth nothing without."""
+    if directory.is_dir():
+        return
+    _make_lasting(directory.parent)
+    directory.mkdir(exist_ok=True)
+    _sync(directory.parent)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -91,6 +100,7 @@ def retire(directory: Path, step: int) -> None:
     """Removes a checkpoint. It stops being one before its first file goes."""
     dead = draft(directory, step, new_token())
     committed(directory, step).rename(dead)
+    _sync(directory)  # or what a loss of power brings back under its old name may be half a checkpoint
     discard(dead)
 
 

@@ -17,7 +17,7 @@ from aliquot._core import CheckpointError
 from aliquot.checkpoint import folder
 from aliquot.checkpoint.dtypes import word_of
 from aliquot.checkpoint.snapshot import Optimizers, Snapshot, Stateful, Statefuls
-from aliquot.checkpoint.verdict import agree, broadcast, gather, problem_of
+from aliquot.checkpoint.verdict import agree, exchange, problem_of
 from aliquot.scaler import GradScaler
 from aliquot.sharded import sharded
 from aliquot.world import World
@@ -147,24 +147,26 @@ class Save:
         """What went wrong, on any rank; empty if the checkpoint is there."""
         outcome = ""
         try:
-            reports = [json.loads(r) for r in gather(self.world, f"{self.call}/written", json.dumps(report).encode())]
+            said = exchange(self.world, f"{self.call}/written", json.dumps(report).encode())
             if self.world.rank == 0:
-                outcome = next(filter(None, (r["problem"] for r in reports)), "")
-                if not outcome:
-                    self._publish(reports)
+                outcome = self._publish([json.loads(each) for each in said])
         except Exception as error:
             outcome = problem_of(self.world, error)
-        if outcome:
+        if outcome and self.world.rank == 0:
             _discard(self.draft)
-        return broadcast(self.world, f"{self.call}/outcome", outcome.encode()).decode()
+        return exchange(self.world, f"{self.call}/outcome", outcome.encode())[0].decode()
 
-    def _publish(self, reports: list[dict[str, Any]]) -> None:
+    def _publish(self, reports: list[dict[str, Any]]) -> str:
+        """The commit, if no rank has a problem; else the first of them."""
         from aliquot.checkpoint.manifest import Manifest, parse
 
+        if problem := next(filter(None, (report["problem"] for report in reports)), ""):
+            return str(problem)
         text = Manifest.model_validate(_assembled(self.step, self.snapshot.shared, reports)).text()
         parse(text)  # what can't be read again is not to be committed
         folder.write(self.draft / folder.MANIFEST, text)
         folder.publish(self.draft, folder.committed(self.directory, self.step))
+        return ""
 
     def _prune(self, keep: int) -> None:
         if self.world.rank == 0:
@@ -172,7 +174,7 @@ class Save:
                 prune(self.directory, keep)
             except (OSError, CheckpointError) as error:
                 logger.warning("older checkpoints could not be removed: %s", error)
-        broadcast(self.world, f"{self.call}/pruned", b"")
+        exchange(self.world, f"{self.call}/pruned", b"")
 
 
 def _discard(draft: Path) -> None:

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import shim
+
+Run = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is tried."""
+
+    stages: tuple[int, ...]
+    """For what a stage is not likely to matter to."""
+    points: int | None
+    """Of the calls at which ranks die, how many; None: all."""
+    kills: int
+    """At random instants, for each stage, of one rank and of all."""
+    kills_elsewhere: int
+    """Of asynchronous saves, pruning and loads."""
+    flips: int
+    damages: int
+
+
+SHORT = Extent(stages=(2,), points=4, kills=2, kills_elsewhere=2, flips=100, damages=20)
+LONG = Extent(stages=(1, 2, 3), points=None, kills=200, kills_elsewhere=50, flips=1000, damages=200)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-faults", action="store_true", help="the long form of tests/faults; takes hours")
+
+
+@pytest.fixture(scope="session")
+def extent(request: pytest.FixtureRequest) -> Extent:
+    return LONG if request.config.getoption("--all-faults", default=False) else SHORT
+
+
+@pytest.fixture(scope="session")
+def on_failing_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Runs `fn(*args)` in a process that was started with the shim and is warm; returns what it returns."""
+    library = shim.build(tmp_path_factory.mktemp("shim"))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        os.environ["LD_PRELOAD"] = str(library)
+        try:
+            executor.submit(os.getpid).result()  # starts it
+        finally:
+            del os.environ["LD_PRELOAD"]
+        yield lambda fn, *args: executor.submit(fn, *args).result()

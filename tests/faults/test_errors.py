@@ -1,0 +1,17 @@
+"""A disk that is full, broken or read-only, on one rank, at every call of a save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import errors
+from conftest import Extent
+from job import Job
+
+Run = Any
+
+
+def test_all_ranks_raise_the_same_and_go_on(on_failing_disk: Run, tmp_path: Path, extent: Extent) -> None:
+    for stage in extent.stages:
+        assert on_failing_disk(errors.refused_saves, Job(tmp_path / "disk" / "checkpoints", stage)) >= 3 * 15
