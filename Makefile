@@ -2,6 +2,7 @@
 # make examples  trains on digits, on a differential equation, and adapters of a Llama; plots go to runs/
 # make test    every test that this machine can run: C++ by ctest, Python by pytest
 # make lint    formats, clang-tidy, ruff, mypy, the arrows between the rooms, self-contained headers
+# make faults  the long form of tests/faults: every instant at which a rank may die while it saves; hours
 # make sanitize, make sanitize-gpu, make bench, make format, make clean
 #
 # Each step leaves a stamp, in .venv/ or .cache/, and is done again only when something it depends on has changed.
@@ -17,7 +18,7 @@ has_gpu := $(shell nvidia-smi -L 2>/dev/null)
 native_code := $(shell find cpp cuda python/src tests bench examples -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 wheel_parts := $(shell find cpp cuda python cmake -type f -not -name '*.pyc') CMakeLists.txt VERSION pyproject.toml LICENSE
 
-.PHONY: demo examples test test-cpp test-python lint lint-cpp lint-python headers tidy format
+.PHONY: demo examples test test-cpp test-python faults lint lint-cpp lint-python headers tidy format
 .PHONY: sanitize asan tsan sanitize-gpu bench clean
 .DELETE_ON_ERROR:
 
@@ -41,6 +42,9 @@ test-cpp: .venv/build .cache/test_libraries
 
 test-python: .venv/aliquot .venv/dev .venv/examples
 	@python -m pytest $(if $(has_gpu),,-m "not gpu")
+
+faults: .venv/aliquot .venv/dev .venv/examples
+	@python -m pytest tests/faults --all-faults
 
 lint: lint-python lint-cpp headers
 	@$(MAKE) --no-print-directory --jobs $(JOBS) tidy
