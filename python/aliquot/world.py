@@ -78,6 +78,7 @@ def _leave() -> None:
     """Lets peers see that this rank ends in good order, and not that it was killed."""
     if _world is not None:
         announce_ending(_world.control)
+        _world.background.end()
         _world.communicator.leave()
         _world.control.leave()
 
