@@ -146,12 +146,14 @@ void ControlChannel::Impl::explain(const Gathering& failed) const {
 }
 
 void ControlChannel::Impl::announce(std::string_view reason) noexcept try {
+  if (getpid() != creator) return;
   Lock lock(mutex_);
   if (left_) return;
   end(rank, "rank " + std::to_string(rank) + " gave up: " + std::string(reason));
   wake_.wake();
   changed_.wait_for(lock, longest_farewell, [this] { return !has_unsent(); });
-} catch (const std::exception&) {  // no memory for the sentence: the others will see the end of this rank
+} catch (const std::exception&) {
+  return;  // no memory for the sentence: the others will see the end of this rank
 }
 
 void ControlChannel::Impl::leave() noexcept {
