@@ -107,7 +107,7 @@ void ControlChannel::Impl::refuse(const std::vector<std::pair<std::string, Round
                                   const std::string& how) {
   for (const auto& [name, round] : rounds) {
     const std::string who = lost < 0 ? list_of(round.missing()) : named(lost);
-    const std::string text = "all_gather '" + name + "': " + who + " " + how;
+    const std::string text = std::string("all_gather '").append(name).append("': ").append(who).append(" ").append(how);
     for (int r = 0; r < world_size; ++r) {
       if (round.parts[static_cast<std::size_t>(r)]) send_to(r, make_frame(Kind::refused, name, wide(lost + 1), text));
     }

@@ -118,8 +118,7 @@ class ControlChannel::Impl {
   std::vector<int> missing() const;
   bool has_unsent() const;
   /// Waits until `ready()`, a fault, or that this rank leaves; false if `patience` passes before. Interruptible.
-  template <typename Ready>
-  bool wait(Lock& lock, std::chrono::milliseconds patience, const Ready& ready) const;
+  bool wait(Lock& lock, std::chrono::milliseconds patience, const std::function<bool()>& ready) const;
   void require_usable() const;
   [[noreturn]] void explain(const Gathering& failed) const;
   void forget_sigterm() const noexcept;

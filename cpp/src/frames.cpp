@@ -53,7 +53,7 @@ std::optional<Frame> FrameReader::next() {
   if (rest.size() - head_bytes < length) return {};
   Frame frame{static_cast<Kind>(kind), std::string(rest.substr(head_bytes, length))};
   begin_ += head_bytes + length;
-  if (begin_ == bytes_.size() || begin_ > longest_) {
+  if (begin_ >= bytes_.size() / 2) {
     bytes_.erase(0, begin_);
     begin_ = 0;
   }

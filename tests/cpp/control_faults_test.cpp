@@ -78,6 +78,23 @@ TEST(ControlFaults, AFrozenRankIsNamedAndBlamesNobodyElse) {
   }
 }
 
+// With the transport's own timeout far away.
+TEST(ControlFaults, AFaultEndsTheWaitsOfACommunicatorThatFollows) {
+  const auto outcomes = run_processes(2, [](const KeyValueStore& store, int rank) {
+    alarm(60);
+    ControlChannel channel(store, "channel", rank, 2, with_patience(1s));
+    const auto communicator = make_shared_memory_communicator(store, "world", rank, 2, never, &channel);
+    if (rank == 1) {
+      const Waker waker(3s);
+      raise(SIGSTOP);
+    }
+    communicator->barrier({"with a frozen rank", ""});
+  });
+  for (const Outcome& outcome : outcomes) {
+    EXPECT_THAT(outcome.message, AllOf(HasSubstr("rank 1 "), HasSubstr("is frozen")));
+  }
+}
+
 TEST(ControlFaults, AShortStallIsNoFault) {
   for (int victim = 0; victim < 2; ++victim) {
     const auto outcomes = run_channel_processes(2, 3s, [&](ControlChannel& channel) {
