@@ -4,61 +4,12 @@
 #include <variant>
 
 #include "aliquot/device_kernels.h"
-#include "aliquot/split_master.h"
 #include "cuda/launch.h"
+#include "cuda/masters.h"
 #include "cuda/quads.h"
 
 namespace aliquot::cuda {
 namespace {
-
-/// The masters of each form, in fours: load() gives fp32 values, store() writes them and, where that is another array,
-/// the parameter of the model's type.
-struct ParamItself {
-  float* param;
-
-  template <typename At>
-  __device__ float4 load(At at) const {
-    return at.load(param);
-  }
-  template <typename At>
-  __device__ void store(At at, float4 v) const {
-    at.store(v, param);
-  }
-};
-
-template <typename Param>
-struct BesideParam {
-  Param* param;
-  float* master;
-
-  template <typename At>
-  __device__ float4 load(At at) const {
-    return at.load(master);
-  }
-  template <typename At>
-  __device__ void store(At at, float4 v) const {
-    at.store(v, master);
-    at.store(v, param);
-  }
-};
-
-struct InTwoHalves {
-  std::uint16_t* param;
-  std::uint16_t* low;
-
-  template <typename At>
-  __device__ float4 load(At at) const {
-    const ushort4 h = at.load_bits(param), l = at.load_bits(low);
-    return make_float4(join_master({h.x, l.x}), join_master({h.y, l.y}), join_master({h.z, l.z}),
-                       join_master({h.w, l.w}));
-  }
-  template <typename At>
-  __device__ void store(At at, float4 v) const {
-    const SplitMaster x = split_master(v.x), y = split_master(v.y), z = split_master(v.z), w = split_master(v.w);
-    at.store_bits(make_ushort4(x.high, y.high, z.high, w.high), param);
-    at.store_bits(make_ushort4(x.low, y.low, z.low, w.low), low);
-  }
-};
 
 template <typename Grad, std::size_t state_count>
 struct Gradients {
@@ -98,43 +49,31 @@ __global__ void __launch_bounds__(block_threads)
   }
 }
 
-/// Calls body(masters) with the form that `weights` have.
-template <typename Body>
-void with_masters(const Weights& weights, const Body& body) {
-  auto* const master = static_cast<float*>(weights.master);
-  if (weights.form == Master::none && weights.dtype == DType::fp32) {
-    body(ParamItself{static_cast<float*>(weights.param)});
-  } else if (weights.form == Master::fp32 && weights.dtype == DType::bf16) {
-    body(BesideParam<Bf16>{static_cast<Bf16*>(weights.param), master});
-  } else if (weights.form == Master::fp32 && weights.dtype == DType::fp16) {
-    body(BesideParam<Fp16>{static_cast<Fp16*>(weights.param), master});
-  } else if (weights.form == Master::low16 && weights.dtype == DType::bf16) {
-    body(InTwoHalves{static_cast<std::uint16_t*>(weights.param), static_cast<std::uint16_t*>(weights.master)});
-  } else {
-    throw InvalidArgument("update: no master of this form goes with parameters of " +
-                          std::string(name_of(weights.dtype)) +
-                          "; fp32 parameters are their own master, bf16 has fp32 or low16, fp16 has fp32");
-  }
+template <typename R>
+void launch_update(const UnitUpdate& unit, Stream stream) {
+  const Weights& w = unit.weights;
+  const bool aligned = aligned_to_16({w.param, w.master, unit.grad, unit.states[0], unit.states[1]});
+  with_masters(w, [&](const auto& masters) {
+    with_gradient_type(unit.grad_dtype, [&]<typename Grad>(Grad) {
+      if (unit.chunk_count == 0) return;
+      Gradients<Grad, R::states.size()> gradients{static_cast<const Grad*>(unit.grad), {}};
+      std::copy_n(unit.states.begin(), gradients.states.size(), gradients.states.begin());
+      update_kernel<R><<<static_cast<unsigned>(unit.chunk_count), block_threads, 0, native(stream)>>>(
+          masters, gradients, aligned, unit.chunks, static_cast<const ParamScalars<R>*>(unit.scalars), unit.state);
+    });
+  });
 }
 
 }  // namespace
 
-void update(const Rule& rule, const UpdateArrays& arrays, const Chunk* chunks, std::size_t chunk_count,
-            const void* scalars, const StepState* state, Stream stream) {
-  const Weights& weights = arrays.weights;
-  const bool aligned = aligned_to_16({weights.param, weights.master, arrays.grad, arrays.states[0], arrays.states[1]});
-  const auto launch = [&]<typename R, typename Masters, typename Grad>(const R&, const Masters& masters, Grad) {
-    if (chunk_count == 0) return;
-    Gradients<Grad, R::states.size()> gradients{static_cast<const Grad*>(arrays.grad), {}};
-    std::copy_n(arrays.states.begin(), gradients.states.size(), gradients.states.begin());
-    update_kernel<R><<<static_cast<unsigned>(chunk_count), block_threads, 0, native(stream)>>>(
-        masters, gradients, aligned, chunks, static_cast<const ParamScalars<R>*>(scalars), state);
-  };
+void update(const Rule& rule, const UnitUpdate& unit, Stream stream) {
   std::visit(
-      [&](const auto& one) {
-        with_masters(weights, [&](const auto& masters) {
-          with_gradient_type(arrays.grad_dtype, [&](auto grad) { launch(one, masters, grad); });
-        });
+      [&]<typename R>(const R&) {
+        if constexpr (Normed<R>) {
+          throw InvalidArgument("update: " + std::string(R::name) + " takes two passes");
+        } else {
+          launch_update<R>(unit, stream);
+        }
       },
       rule);
   check(cudaGetLastError(), "launch update");

@@ -6,12 +6,11 @@
 #include <cmath>
 #include <numeric>
 #include <string>
-#include <type_traits>
 
 #include "aliquot/device_kernels.h"
 #include "aliquot/kernels.h"
-#include "aliquot/split_master.h"
 #include "bench/cuda/device_work.h"
+#include "bench/cuda/update_work.h"
 #include "tests/cpp/formats.h"
 
 namespace aliquot::bench {
@@ -21,21 +20,9 @@ using test::encoded;
 using test::numbers;
 using test::representable;
 
-std::vector<float> squares(std::uint32_t seed) {
-  std::vector<float> values = numbers(period, seed);
-  for (float& value : values) value *= value;
-  return values;
-}
-
 /// An array of `count` elements of the host's `values`.
 std::shared_ptr<Repeated> on_device(const std::vector<float>& values, DType dtype, std::size_t count, Stream stream) {
   return std::make_shared<Repeated>(encoded(values, dtype), count * size_of(dtype), stream);
-}
-
-template <typename T>
-std::shared_ptr<Repeated> array_of(const std::vector<T>& values, Stream stream) {
-  const auto bytes = std::as_bytes(std::span(values));
-  return std::make_shared<Repeated>(std::vector(bytes.begin(), bytes.end()), bytes.size(), stream);
 }
 
 Work copy_work(std::size_t count, Stream stream) {
@@ -145,81 +132,6 @@ Work statistics_work(std::size_t count, Stream stream) {
           [=] { return space.is_of(values, count, stream); }};
 }
 
-constexpr ParamStep tenth{.number = 10, .grad_scale = 0.5};
-constexpr AdamW adamw{.lr = 1e-3, .beta2 = 0.95, .weight_decay = 0.1};
-constexpr Adam adam{.lr = 1e-3, .beta2 = 0.95, .weight_decay = 0.1};
-constexpr Sgd sgd{.lr = 1e-3, .weight_decay = 0.1};
-constexpr MomentumSgd momentum_sgd{.lr = 1e-3, .momentum = 0.9, .weight_decay = 0.1, .nesterov = true};
-constexpr Lion lion{.lr = 1e-3, .weight_decay = 0.1};
-constexpr Adagrad adagrad{.lr = 1e-3, .weight_decay = 0.1};
-
-/// The parameter's bytes and those of the other part of the master.
-std::pair<std::vector<std::byte>, std::vector<std::byte>> stored(const std::vector<float>& masters, DType dtype,
-                                                                 Master form) {
-  if (form != Master::low16) return {encoded(masters, dtype), encoded(masters, DType::fp32)};
-  std::vector<std::uint16_t> high, low;
-  for (const float master : masters) {
-    high.push_back(split_master(master).high);
-    low.push_back(split_master(master).low);
-  }
-  const auto bytes_of = [](const std::vector<std::uint16_t>& halves) {
-    const auto bytes = std::as_bytes(std::span(halves));
-    return std::vector(bytes.begin(), bytes.end());
-  };
-  return {bytes_of(high), bytes_of(low)};
-}
-
-/// What a rule keeps of the first period; roots are taken of it.
-template <typename R>
-std::vector<std::vector<float>> states_of_period() {
-  std::vector<std::vector<float>> states;
-  for (std::uint32_t i = 0; i < R::states.size(); ++i) states.push_back(squares(3 + i));
-  return states;
-}
-
-template <const auto& rule, DType dtype, Master form, DType grad_dtype = DType::fp32>
-Work update_work(std::size_t count, Stream stream) {
-  using R = std::remove_cvref_t<decltype(rule)>;
-  std::vector<float> masters = numbers(period, 1);
-  std::vector<std::vector<float>> states = states_of_period<R>();
-  const std::vector<float> grads = numbers(period, 2, grad_dtype);
-  const auto [param_bytes, master_bytes] = stored(masters, dtype, form);
-  const std::size_t master_size = form == Master::low16 ? 2 : form == Master::fp32 ? 4 : 0;
-  const auto param = std::make_shared<Repeated>(param_bytes, count * size_of(dtype), stream);
-  const auto master = std::make_shared<Repeated>(master_bytes, std::max(count * master_size, 4 * period), stream);
-  const auto grad = on_device(grads, grad_dtype, count, stream);
-  const std::vector<cuda::Chunk> plan = cuda::chunks_of(Layout({"unit", {{"param", count}}}, 1), {0, count});
-  const auto chunks = array_of(plan, stream);
-  const auto scalars = array_of<cuda::ParamScalars<R>>({{1, rule.scalars(tenth.number)}}, stream);
-  const auto state = array_of<cuda::StepState>({{.grad_scale = tenth.grad_scale}}, stream);
-  cuda::UpdateArrays arrays{
-      {param->data(), dtype, master_size == 0 ? nullptr : master->data(), form}, grad->data(), grad_dtype, {}};
-  std::vector<std::shared_ptr<Repeated>> kept;
-  States on_host;
-  for (std::size_t i = 0; i < states.size(); ++i) {
-    kept.push_back(on_device(states[i], DType::fp32, count, stream));
-    arrays.states[i] = kept.back()->template data<float>();
-    on_host[i] = states[i];
-  }
-  update(rule, tenth, masters, grads, on_host);
-  // A master of its own is read and written, and the parameter then only written.
-  const double of_params = form == Master::fp32 ? 8.0 + static_cast<double>(size_of(dtype))
-                                                : 2.0 * static_cast<double>(size_of(dtype) + master_size);
-  return {of_params + static_cast<double>(size_of(grad_dtype)) + 8.0 * static_cast<double>(states.size()),
-          [=, chunk_count = plan.size()] {
-            (void)grad;
-            cuda::update(rule, arrays, chunks->data<cuda::Chunk>(), chunk_count, scalars->data(),
-                         state->data<cuda::StepState>(), stream);
-          },
-          [=, expected = stored(masters, dtype, form)] {
-            bool right = param->repeats(expected.first) && (master_size == 0 || master->repeats(expected.second));
-            for (std::size_t i = 0; i < states.size(); ++i) {
-              right = right && kept[i]->repeats(encoded(states[i], DType::fp32));
-            }
-            return right;
-          }};
-}
-
 /// range(0): elements
 void beside_copy(benchmark::State& state, Work (*work_of)(std::size_t, Stream)) {
   if (cuda_device_count() == 0) return state.SkipWithError("no CUDA device");
@@ -299,5 +211,10 @@ BENCHMARK_CAPTURE(beside_copy, adagrad_bf16_low16_bf16grad, update_work<adagrad,
     ->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, adagrad_bf16_fp32, update_work<adagrad, bf16, Master::fp32>)->Apply(sizes);
 
+BENCHMARK_CAPTURE(beside_copy, lamb_fp32, take_and_move_work<lamb, fp32, Master::none>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, lamb_bf16_low16, take_and_move_work<lamb, bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, lamb_bf16_low16_bf16grad, take_and_move_work<lamb, bf16, Master::low16, bf16>)
+    ->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, lamb_bf16_fp32, take_and_move_work<lamb, bf16, Master::fp32>)->Apply(sizes);
 }  // namespace
 }  // namespace aliquot::bench

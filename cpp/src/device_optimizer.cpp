@@ -5,19 +5,12 @@
 #include <string>
 
 #include "gradient_report.h"
+#include "to_device.h"
 
 namespace aliquot {
 namespace {
 
 constexpr std::size_t under_way = 16;  ///< messages of a ring: how many steps the host may be ahead
-
-template <typename T>
-Buffer to_device(const std::vector<T>& values, MemoryResource& memory) {
-  Buffer buffer(memory, values.size() * sizeof(T));
-  copy_async(buffer.data(), values.data(), buffer.bytes(), {});
-  synchronize({});
-  return buffer;
-}
 
 std::size_t group_size(const Rule& rule) {
   return std::visit([](const auto& one) { return sizeof one; }, rule);
@@ -45,6 +38,7 @@ DeviceOptimizer::DeviceOptimizer(ShardStore& store, Communicator& communicator, 
   reports_ = Buffer(memory_, shape_.bytes() * static_cast<std::size_t>(shape_.world_size));
   state_ = Buffer(memory_, sizeof(cuda::StepState));
   loss_scale_ = to_device(std::vector{LossScale{}}, memory_);
+  if (is_normed(rule)) ratios_ = DeviceTrustRatios(store_, communicator_, memory_);
   received_ = HostRing(device_, sizeof(cuda::StepState), under_way);
   make_room_for_groups();
 }
@@ -67,7 +61,7 @@ void DeviceOptimizer::place(const Grouping& grouping) {
     units_[unit].first_param = group_of_param.size();
     group_of_param.insert(group_of_param.end(), grouping.at(unit).begin(), grouping[unit].end());
     if (!store_.holds(unit, Role::grad)) continue;
-    const std::vector<cuda::Chunk> chunks = cuda::chunks_of(store_.layout(unit), store_.stepped_range(unit));
+    const std::vector<cuda::Chunk> chunks = stepped_chunks(store_, unit);
     units_[unit].chunk_count = chunks.size();
     units_[unit].chunks = to_device(chunks, memory_);
   }
@@ -93,9 +87,12 @@ void DeviceOptimizer::step(DeviceReducer& reducer, std::optional<double> max_nor
                       reinterpret_cast<const int*>(group_of_param_.data()),
                       reinterpret_cast<std::int64_t*>(steps_of_param_.data()), max_norm.value_or(0), loss_scale(),
                       reinterpret_cast<cuda::StepState*>(state_.data()), scalars_.data(), stream);
-  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
-    if (store_.holds(unit, Role::grad)) update(unit, stream);
+  if (!is_normed(rule_)) {
+    return for_units(stream, [&](std::size_t unit) { cuda::update(rule_, update_of(unit), stream); });
   }
+  for_units(stream, [&](std::size_t unit) { cuda::take(rule_, update_of(unit), ratios_.of_chunks(unit), stream); });
+  ratios_.add_up(communicator_, stream);
+  for_units(stream, [&](std::size_t unit) { cuda::move(rule_, update_of(unit), ratios_.of(unit), stream); });
 }
 
 StepResult DeviceOptimizer::receive(Stream stream) {
@@ -105,33 +102,38 @@ StepResult DeviceOptimizer::receive(Stream stream) {
   return latest == nullptr ? StepResult{} : result_of(*reinterpret_cast<const cuda::StepState*>(latest));
 }
 
-void DeviceOptimizer::update(std::size_t unit, Stream stream) {
-  const Unit& state = units_[unit];
-  const std::byte* scalars = scalars_.data() + state.first_param * scalars_size(rule_);
-  const std::size_t bytes = store_.stepped_range(unit).size() * sizeof(float);
-  const TimedScope timed(timeline_, Activity::step, Hold::work, store_.layout(unit).unit().name, bytes, stream);
-  cuda::update(rule_, arrays(unit), reinterpret_cast<const cuda::Chunk*>(state.chunks.data()), state.chunk_count,
-               scalars, this->state(), stream);
+template <typename Launch>
+void DeviceOptimizer::for_units(Stream stream, const Launch& launch) {
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+    if (!store_.holds(unit, Role::grad)) continue;
+    const std::size_t bytes = store_.stepped_range(unit).size() * sizeof(float);
+    const TimedScope timed(timeline_, Activity::step, Hold::work, store_.layout(unit).unit().name, bytes, stream);
+    launch(unit);
+  }
 }
 
 // Where states are sharded and parameters or gradients are not, the update is of this rank's part of them.
-cuda::UpdateArrays DeviceOptimizer::arrays(std::size_t unit) const {
+cuda::UnitUpdate DeviceOptimizer::update_of(std::size_t unit) const {
   const auto part = [&](Role role) {
     const bool sharded = store_.extent(Role::master) == Extent::shard;
     return (sharded ? store_.own_bytes(unit, role) : store_.bytes_of(unit, role)).data();
   };
-  cuda::UpdateArrays arrays;
-  arrays.weights.param = part(Role::param);
-  arrays.weights.dtype = store_.layout(unit).unit().dtype;
+  cuda::UnitUpdate update;
+  update.weights.param = part(Role::param);
+  update.weights.dtype = store_.layout(unit).unit().dtype;
   if (store_.holds(unit, Role::master)) {
-    arrays.weights.master = part(Role::master);
-    arrays.weights.form = store_.master_form() == MasterForm::fp32 ? Master::fp32 : Master::low16;
+    update.weights.master = part(Role::master);
+    update.weights.form = store_.master_form() == MasterForm::fp32 ? Master::fp32 : Master::low16;
   }
-  arrays.grad = part(Role::grad);
-  arrays.grad_dtype = store_.gradient_dtype(unit);
+  update.grad = part(Role::grad);
+  update.grad_dtype = store_.gradient_dtype(unit);
   const std::span<const Role> roles = states_of(rule_);
-  for (std::size_t i = 0; i < roles.size(); ++i) arrays.states[i] = reinterpret_cast<float*>(part(roles[i]));
-  return arrays;
+  for (std::size_t i = 0; i < roles.size(); ++i) update.states[i] = reinterpret_cast<float*>(part(roles[i]));
+  update.chunks = reinterpret_cast<const cuda::Chunk*>(units_[unit].chunks.data());
+  update.chunk_count = units_[unit].chunk_count;
+  update.scalars = scalars_.data() + units_[unit].first_param * scalars_size(rule_);
+  update.state = state();
+  return update;
 }
 
 StepResult DeviceOptimizer::result_of(const cuda::StepState& state) const {

@@ -16,6 +16,7 @@
 #include "aliquot/streams.h"
 #include "aliquot/timeline.h"
 #include "device_reducer.h"
+#include "device_trust_ratios.h"
 #include "host_ring.h"
 
 namespace aliquot {
@@ -60,8 +61,9 @@ class DeviceOptimizer {
 
   void place(const Grouping& grouping);
   void make_room_for_groups();
-  void update(std::size_t unit, Stream stream);
-  cuda::UpdateArrays arrays(std::size_t unit) const;
+  template <typename Launch>
+  void for_units(Stream stream, const Launch& launch);
+  cuda::UnitUpdate update_of(std::size_t unit) const;
   StepResult result_of(const cuda::StepState& state) const;
 
   ShardStore& store_;
@@ -79,8 +81,9 @@ class DeviceOptimizer {
   Buffer reports_;
   Buffer state_;
   Buffer loss_scale_;
-  HostRing sent_;      ///< groups on their way to the device
-  HostRing received_;  ///< states on their way from it
+  HostRing sent_;             ///< groups on their way to the device
+  HostRing received_;         ///< states on their way from it
+  DeviceTrustRatios ratios_;  ///< where the rule is Normed
   Timeline* timeline_ = nullptr;
 };
 

@@ -113,7 +113,7 @@ void Engine::set_groups(Grouping grouping, const Rule& rule) {
   const LossScale scale = loss_scale();
   optimizer_ = {};  // before its states
   if (on_cpu(memory_)) {
-    optimizer_ = std::make_unique<Optimizer>(store_, memory_, std::move(grouping), rule);
+    optimizer_ = std::make_unique<Optimizer>(store_, communicator_, memory_, std::move(grouping), rule);
   } else {
     optimizer_ = std::make_unique<DeviceOptimizer>(store_, communicator_, *more_, grouping, rule);
   }

@@ -20,20 +20,17 @@ constexpr std::size_t past_cache_size = std::size_t{1} << 20;
 /// Elements that one thread takes at a time: some 20 us of work, more than it costs to wake another thread.
 constexpr std::size_t grain_size = 8 * block_size;
 
-/// The sum over the blocks of [0, count) of statistics(begin, end), added in the blocks' order.
-template <typename Statistics>
-GradStatistics sum_over_blocks(std::size_t count, const Statistics& statistics) {
-  std::vector<GradStatistics> blocks((count + block_size - 1) / block_size);
+/// The sum over the blocks of [0, count) of part(begin, end), added in the blocks' order.
+template <typename Sum, typename Part>
+Sum sum_over_blocks(std::size_t count, const Part& part) {
+  std::vector<Sum> blocks((count + block_size - 1) / block_size);
   parallel_for(count, grain_size, [&](std::size_t begin, std::size_t end) {
     for (; begin < end; begin += block_size) {
-      blocks[begin / block_size] = statistics(begin, std::min(end, begin + block_size));
+      blocks[begin / block_size] = part(begin, std::min(end, begin + block_size));
     }
   });
-  GradStatistics sum;
-  for (const GradStatistics& block : blocks) {
-    sum.square_sum += block.square_sum;
-    sum.non_finite += block.non_finite;
-  }
+  Sum sum;
+  for (const Sum& block : blocks) sum += block;
   return sum;
 }
 
@@ -44,13 +41,12 @@ auto kernel_of_reduce(std::span<const float> result, Accumulate accumulate) {
   return aligned && result.size() >= past_cache_size ? table.reduce_assign_past_cache : table.reduce_assign;
 }
 
-template <typename R>
-typename cpu::Updates<R>::Kernel kernel_of_update(const Weights& weights) {
-  const auto& kernels = std::get<cpu::Updates<R>>(cpu::current_table().updates.by_rule);
+template <typename Kernel>
+Kernel kernel_for(const cpu::Forms<Kernel>& forms, const Weights& weights) {
   const bool bf16 = weights.dtype == DType::bf16;
-  if (weights.form == Master::none && weights.dtype == DType::fp32) return kernels.fp32;
-  if (weights.form == Master::low16 && bf16) return kernels.split;
-  if (weights.form == Master::fp32 && weights.dtype != DType::fp32) return bf16 ? kernels.bf16 : kernels.fp16;
+  if (weights.form == Master::none && weights.dtype == DType::fp32) return forms.fp32;
+  if (weights.form == Master::low16 && bf16) return forms.split;
+  if (weights.form == Master::fp32 && weights.dtype != DType::fp32) return bf16 ? forms.bf16 : forms.fp16;
   throw InvalidArgument("update: no master of this form goes with parameters of " +
                         std::string(name_of(weights.dtype)) +
                         "; fp32 parameters are their own master, bf16 has fp32 or low16, fp16 has fp32");
@@ -74,6 +70,28 @@ cpu::UpdateArrays arrays_from(std::size_t begin, const Weights& weights, const f
     arrays.states[i] = states[i].empty() ? nullptr : states[i].data() + begin;
   }
   return arrays;
+}
+
+/// use(kernels, scalars) with those of `rule`, which must be Normed or not, as said.
+template <bool normed, typename Use>
+void with_rule(const Rule& rule, const ParamStep& step, const Use& use) {
+  if (step.number < 1) {
+    throw InvalidArgument("update: the step is number " + std::to_string(step.number) + "; steps count from 1");
+  }
+  std::visit(
+      [&]<typename R>(const R& one) {
+        if constexpr (Normed<R> == normed) {
+          use(std::get<cpu::Updates<R>>(cpu::current_table().updates.by_rule), one.scalars(step.number));
+        } else {
+          throw InvalidArgument("update: " + std::string(R::name) + (normed ? " takes one pass" : " takes two passes"));
+        }
+      },
+      rule);
+}
+
+void require_states(const Rule& rule, const States& states, std::size_t count) {
+  const std::span<const Role> roles = states_of(rule);
+  for (std::size_t i = 0; i < roles.size(); ++i) require_same_size(states[i].size(), count, name_of(roles[i]));
 }
 
 }  // namespace
@@ -109,12 +127,12 @@ GradStatistics reduce(std::span<const float* const> parts, float factor, std::sp
   if (parts.empty()) throw InvalidArgument("reduce: no parts; give one pointer per rank");
   const cpu::Reduction reduction{parts.data(), parts.size(), factor, result.data()};
   const auto reduce_block = kernel_of_reduce(result, accumulate);
-  return sum_over_blocks(result.size(),
-                         [&](std::size_t begin, std::size_t end) { return reduce_block(reduction, begin, end); });
+  return sum_over_blocks<GradStatistics>(
+      result.size(), [&](std::size_t begin, std::size_t end) { return reduce_block(reduction, begin, end); });
 }
 
 GradStatistics grad_statistics(std::span<const float> data) {
-  return sum_over_blocks(data.size(), [&](std::size_t begin, std::size_t end) {
+  return sum_over_blocks<GradStatistics>(data.size(), [&](std::size_t begin, std::size_t end) {
     return cpu::current_table().statistics(data.data() + begin, end - begin);
   });
 }
@@ -127,21 +145,37 @@ void scale(std::span<float> data, float factor) {
 
 void update(const Rule& rule, const ParamStep& step, const Weights& weights, std::span<const float> grad,
             const States& states) {
-  const std::span<const Role> roles = states_of(rule);
-  for (std::size_t i = 0; i < roles.size(); ++i) require_same_size(states[i].size(), grad.size(), name_of(roles[i]));
-  if (step.number < 1) {
-    throw InvalidArgument("update: the step is number " + std::to_string(step.number) + "; steps count from 1");
-  }
-  std::visit(
-      [&]<typename R>(const R& one) {
-        const auto update_piece = kernel_of_update<R>(weights);
-        const typename R::Scalars scalars = one.scalars(step.number);
-        parallel_for(grad.size(), grain_size, [&](std::size_t begin, std::size_t end) {
-          const cpu::UpdateArrays arrays = arrays_from(begin, weights, grad.data(), states);
-          update_piece(scalars, step.grad_scale, arrays, end - begin);
-        });
-      },
-      rule);
+  require_states(rule, states, grad.size());
+  with_rule<false>(rule, step, [&](const auto& kernels, const auto& scalars) {
+    const auto update_piece = kernel_for(kernels.update, weights);
+    parallel_for(grad.size(), grain_size, [&](std::size_t begin, std::size_t end) {
+      update_piece(scalars, step.grad_scale, arrays_from(begin, weights, grad.data(), states), end - begin);
+    });
+  });
+}
+
+NormSquares take(const Rule& rule, const ParamStep& step, const Weights& weights, std::span<const float> grad,
+                 const States& states) {
+  require_states(rule, states, grad.size());
+  NormSquares sum;
+  with_rule<true>(rule, step, [&](const auto& kernels, const auto& scalars) {
+    const auto take_block = kernel_for(kernels.take, weights);
+    sum = sum_over_blocks<NormSquares>(grad.size(), [&](std::size_t begin, std::size_t end) {
+      return take_block(scalars, step.grad_scale, arrays_from(begin, weights, grad.data(), states), end - begin);
+    });
+  });
+  return sum;
+}
+
+void move(const Rule& rule, const ParamStep& step, float ratio, const Weights& weights, const States& states) {
+  const std::size_t count = states[0].size();
+  require_states(rule, states, count);
+  with_rule<true>(rule, step, [&](const auto& kernels, const auto& scalars) {
+    const auto move_piece = kernel_for(kernels.move, weights);
+    parallel_for(count, grain_size, [&](std::size_t begin, std::size_t end) {
+      move_piece(scalars, ratio, arrays_from(begin, weights, nullptr, states), end - begin);
+    });
+  });
 }
 
 void update(const Rule& rule, const ParamStep& step, std::span<float> param, std::span<const float> grad,

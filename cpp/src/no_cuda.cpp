@@ -76,9 +76,11 @@ void finish_report(const Rule&, const ReportShape&, const std::byte*, const void
   refuse("finish_report");
 }
 void update_loss_scale(LossScale*, const ScaleRule&, Stream) { refuse("update_loss_scale"); }
-void update(const Rule&, const UpdateArrays&, const Chunk*, std::size_t, const void*, const StepState*, Stream) {
-  refuse("update");
-}
+void update(const Rule&, const UnitUpdate&, Stream) { refuse("update"); }
+void take(const Rule&, const UnitUpdate&, NormSquares*, Stream) { refuse("take"); }
+void move(const Rule&, const UnitUpdate&, const float*, Stream) { refuse("move"); }
+void sum_norms(const NormSquares*, const ChunkSpan*, std::size_t, NormSquares*, Stream) { refuse("sum_norms"); }
+void trust_ratios(const NormSquares*, std::size_t, std::size_t, float*, Stream) { refuse("trust_ratios"); }
 void split_masters(const float*, void*, std::uint16_t*, std::size_t, Stream) { refuse("split_masters"); }
 
 }  // namespace cuda

@@ -18,9 +18,8 @@ from aliquot._core import (
 from aliquot.clip import clip_grad_norm_
 from aliquot.control import no_sync, reset_step
 from aliquot.graph import graph
-from aliquot.lamb import LAMB
 from aliquot.muon import Muon
-from aliquot.optim import SGD, Adagrad, Adam, AdamW, Lion
+from aliquot.optim import LAMB, SGD, Adagrad, Adam, AdamW, Lion
 from aliquot.precision import Precision
 from aliquot.profile import Profile, Times, profile
 from aliquot.scaler import GradScaler

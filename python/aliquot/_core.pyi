@@ -175,7 +175,12 @@ class Adagrad:
         self, lr: float, lr_decay: float, weight_decay: float, initial_accumulator_value: float, eps: float
     ) -> None: ...
 
-Rule = AdamW | Adam | Sgd | MomentumSgd | Lion | Adagrad
+class Lamb:
+    @property
+    def states(self) -> list[str]: ...
+    def __init__(self, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float) -> None: ...
+
+Rule = AdamW | Adam | Sgd | MomentumSgd | Lion | Adagrad | Lamb
 
 class StepResult:
     @property

@@ -175,6 +175,33 @@ class Adagrad(FusedOptimizer):
         return _core.Adagrad(*(float(group[name]) for name in names))
 
 
+class LAMB(FusedOptimizer):
+    """LAMB (You et al., 2020, https://arxiv.org/abs/1904.00962, algorithm 2, with phi the identity).
+
+    An AdamW whose update of each parameter is as long as the parameter times `lr`: the ratio of their norms is taken
+    over the whole parameter, of which ranks hold parts. It is 1 where one of them is zero. `params`, `max_grad_norm`,
+    `max_skipped`: as for `AdamW`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 1e-2,
+        *,
+        params: Params | None = None,
+        max_grad_norm: float | None = None,
+        max_skipped: int = 20,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(model, params, defaults, max_grad_norm, max_skipped)
+
+    def _rule(self, group: dict[str, Any]) -> _core.Rule:
+        return _core.Lamb(*_adam(group))
+
+
 def _adam(group: dict[str, Any]) -> tuple[float, float, float, float, float]:
     beta1, beta2 = group["betas"]
     return float(group["lr"]), float(beta1), float(beta2), float(group["eps"]), float(group["weight_decay"])

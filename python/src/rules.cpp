@@ -44,6 +44,10 @@ void register_rules(py::module_& module) {
       .def_property_readonly("states", &states_of<Adagrad>)
       .def(py::init<double, double, double, double, double>(), arg("lr"), arg("lr_decay"), arg("weight_decay"),
            arg("initial_accumulator_value"), arg("eps"));
+  py::class_<Lamb>(module, "Lamb")
+      .def_property_readonly("states", &states_of<Lamb>)
+      .def(py::init<double, double, double, double, double>(), arg("lr"), arg("beta1"), arg("beta2"), arg("eps"),
+           arg("weight_decay"));
 }
 
 }  // namespace aliquot::python

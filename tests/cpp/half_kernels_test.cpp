@@ -15,11 +15,12 @@
 namespace aliquot {
 namespace {
 
-using test::decaying_rules;
+using test::all_rules;
 using test::encoded;
 using test::name_of_rule;
 using test::numbers;
 using test::representable;
+using test::step_whole;
 
 using HalfKernels = Kernels;
 using Bytes = std::vector<std::byte>;
@@ -137,9 +138,10 @@ TEST_P(HalfUpdates, AreOfMastersAsInFp32AndRoundTheParameters) {
         auto [param, master] = stored(masters, form);
         for (int step = 1; step <= 3; ++step) {
           const std::vector<float> grad = numbers(count, 4 + static_cast<std::uint32_t>(step), DType::bf16);
-          update(GetParam(), {step, 0.3F}, masters, grad, {m, v});
-          update(GetParam(), {step, 0.3F}, Weights{param.data(), form.dtype, master.data(), form.master}, grad,
-                 {half_m, half_v});
+          const Weights halves{param.data(), form.dtype, master.data(), form.master};
+          const NormSquares whole =
+              step_whole(GetParam(), {step, 0.3F}, Weights{.param = masters.data()}, grad, {m, v});
+          EXPECT_EQ(step_whole(GetParam(), {step, 0.3F}, halves, grad, {half_m, half_v}), whole);
         }
         const auto [expected_param, expected_master] = stored(masters, form);
         EXPECT_TRUE(param == expected_param) << count;
@@ -151,7 +153,7 @@ TEST_P(HalfUpdates, AreOfMastersAsInFp32AndRoundTheParameters) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Rules, HalfUpdates, testing::ValuesIn(decaying_rules()), name_of_rule);
+INSTANTIATE_TEST_SUITE_P(Rules, HalfUpdates, testing::ValuesIn(all_rules()), name_of_rule);
 
 }  // namespace
 }  // namespace aliquot

@@ -52,8 +52,9 @@ Kernel square_and_update(const Rule& rule) {
     for (const std::size_t i : {2, 3}) {
       for (float& value : a[i].span()) value *= value;
     }
-    update(rule, {.number = 7, .grad_scale = 0.9f}, a[0].span(), a[1].span(), {a[2].span(), a[3].span()});
-    return GradStatistics{};
+    const NormSquares squares = test::step_whole(rule, {.number = 7, .grad_scale = 0.9f}, Weights{.param = a[0].data()},
+                                                 a[1].span(), {a[2].span(), a[3].span()});
+    return GradStatistics{squares.param + squares.direction, 0};
   };
 }
 
@@ -63,7 +64,7 @@ std::vector<NamedKernel> all_kernels() {
                                    {"statistics", statistics_of_first},
                                    {"reduce_assign", reduce_three<Accumulate::no>},
                                    {"reduce_add", reduce_three<Accumulate::yes>}};
-  for (const Rule& rule : test::decaying_rules()) {
+  for (const Rule& rule : test::all_rules()) {
     kernels.push_back({test::name_of_rule({rule, kernels.size()}), square_and_update(rule)});
   }
   return kernels;
@@ -236,6 +237,9 @@ TEST_F(Kernels, UpdatesRefuseWhatCannotBeRight) {
   EXPECT_THROW(update(AdamW(), {}, four, four, {three, four}), InvalidArgument);
   EXPECT_THROW(update(AdamW(), {}, four, four, {four}), InvalidArgument);
   EXPECT_THROW(update(AdamW(), {.number = 0}, four, four, {four, four}), InvalidArgument);
+  EXPECT_THROW(update(Lamb(), {}, four, four, {four, four}), InvalidArgument);
+  EXPECT_THROW(take(AdamW(), {}, Weights{.param = four.data()}, four, {four, four}), InvalidArgument);
+  EXPECT_THROW(move(Lamb(), {}, 1, Weights{.param = four.data()}, {four, three}), InvalidArgument);
   update(Sgd(), {}, four, four, {});
   for (const Weights weights : {Weights{.dtype = DType::bf16}, Weights{.form = Master::fp32},
                                 Weights{.dtype = DType::fp16, .form = Master::low16}}) {

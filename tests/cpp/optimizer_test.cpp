@@ -84,9 +84,9 @@ std::vector<ReferenceElement> expected_param(const Layout& layout, std::size_t u
     const int group = grouping()[unit][param];
     if (!layout.unit().trainable || group == no_group || !presence(step)[unit][param]) continue;
     const std::vector<float> grad = unit_numbers(layout, unit, step);
-    for (std::size_t i = 0; i < elements.size(); ++i) {
-      elements[i].step(groups_of(rule)[u(group)], double{grad_scale} * grad[range.begin + i]);
-    }
+    std::vector<double> grads;
+    for (std::size_t i = range.begin; i < range.end; ++i) grads.push_back(double{grad_scale} * grad[i]);
+    step_param(elements, groups_of(rule)[u(group)], grads);
   }
   return elements;
 }
@@ -104,7 +104,7 @@ class Optimizers : public ::testing::TestWithParam<std::tuple<int, Rule>> {
   static void run(const std::function<void(Communicator&, ShardStore&, Optimizer&)>& body) {
     run_world(Transport::one_sided_threads, 3, [&](Communicator& communicator) {
       ShardStore store(toy_units(), stage(), communicator, host_memory());
-      Optimizer optimizer(store, host_memory(), grouping(), rule());
+      Optimizer optimizer(store, communicator, host_memory(), grouping(), rule());
       body(communicator, store, optimizer);
       communicator.barrier({"end", ""});
     });
@@ -180,7 +180,7 @@ TEST_P(Optimizers, LeaveTheRestBitwiseAsItWas) {
 TEST_P(Optimizers, GoOnWithOtherGroups) {
   run([](Communicator& communicator, ShardStore& store, Optimizer& optimizer) {
     ShardStore undisturbed(toy_units(), stage(), communicator, host_memory());
-    Optimizer other(undisturbed, host_memory(), grouping(), rule());
+    Optimizer other(undisturbed, communicator, host_memory(), grouping(), rule());
     train(undisturbed, other, rule());
     Grouping none = grouping();
     for (std::vector<int>& unit : none) std::ranges::fill(unit, no_group);
@@ -200,9 +200,9 @@ TEST_P(Optimizers, GoOnWithOtherGroups) {
 }
 
 TEST_P(Optimizers, BeginWithStatesOfZero) {
-  run([](Communicator&, ShardStore& store, Optimizer& optimizer) {
+  run([](Communicator& communicator, ShardStore& store, Optimizer& optimizer) {
     train(store, optimizer, rule());
-    const Optimizer again(store, host_memory(), grouping(), rule());
+    const Optimizer again(store, communicator, host_memory(), grouping(), rule());
     for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
       for (const Role role : states_of(rule())) {
         if (!store.holds(unit, role)) continue;
@@ -212,8 +212,25 @@ TEST_P(Optimizers, BeginWithStatesOfZero) {
   });
 }
 
+// Of a rule that steps by norms, too: they are added over the same parts at every stage.
+TEST_P(Optimizers, GiveTheBitsOfStage0) {
+  run([](Communicator& communicator, ShardStore& store, Optimizer& optimizer) {
+    ShardStore whole(toy_units(), Stage(0), communicator, host_memory());
+    Optimizer of_whole(whole, communicator, host_memory(), grouping(), rule());
+    train(store, optimizer, rule());
+    train(whole, of_whole, rule());
+    for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
+      for (const Segment& part : store.layout(unit).segments(store.stepped_range(unit))) {
+        require(
+            same_bits(store.held_part(unit, Role::param, part.range), whole.held_part(unit, Role::param, part.range)),
+            store.layout(unit).unit().params[part.param].name);
+      }
+    }
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Optimizer, Optimizers,
-                         ::testing::Combine(::testing::Range(0, 4), ::testing::ValuesIn(decaying_rules())),
+                         ::testing::Combine(::testing::Range(0, 4), ::testing::ValuesIn(all_rules())),
                          [](const auto& with) {
                            return name_of_rule({std::get<Rule>(with.param), with.index}) + "_stage_" +
                                   std::to_string(std::get<int>(with.param));

@@ -260,7 +260,7 @@ TEST_F(CudaFinishReport, WorksOutTheScalarsOfEachRule) {
       for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_FLOAT_EQ(actual_floats[i], expected[i]) << i;
     }
   };
-  for (const Rule& rule : decaying_rules()) std::visit(expect_scalars_of, rule);
+  for (const Rule& rule : all_rules()) std::visit(expect_scalars_of, rule);
 }
 
 TEST_F(CudaFinishReport, TakesAModelWithoutAnythingToTrain) {

@@ -52,14 +52,25 @@ struct Arrays {
   }
 };
 
-void step_on_host(const Rule& rule, Arrays& arrays, const Layout& layout, Range held, int step) {
+/// `ratios` of the device, by parameter, are those that a Normed rule steps by: they must be near the host's, whose
+/// norms are added in another order.
+void step_on_host(const Rule& rule, Arrays& arrays, const Layout& layout, Range held, int step,
+                  const std::vector<float>& ratios) {
   for (const Segment& segment : layout.segments(held)) {
     if (!is_stepped(segment.param)) continue;
     const auto part = [&](std::vector<float>& of) {
       return std::span(of).subspan(segment.range.begin - held.begin, segment.range.size());
     };
-    update(rule, param_step(segment.param, step), part(arrays.master), part(arrays.grad),
-           {part(arrays.first), part(arrays.second)});
+    const ParamStep at = param_step(segment.param, step);
+    const Weights masters{.param = part(arrays.master).data()};
+    const States states{part(arrays.first), part(arrays.second)};
+    if (!is_normed(rule)) {
+      update(rule, at, masters, part(arrays.grad), states);
+      continue;
+    }
+    const NormSquares squares = take(rule, at, masters, part(arrays.grad), states);
+    EXPECT_FLOAT_EQ(trust_ratio(squares.param, squares.direction), ratios[segment.param]);
+    move(rule, at, ratios[segment.param], masters, states);
   }
 }
 
@@ -91,6 +102,36 @@ std::pair<std::vector<std::byte>, std::vector<std::byte>> stored(const std::vect
   return {};
 }
 
+std::vector<cuda::ChunkSpan> spans_of(const std::vector<Chunk>& chunks) {
+  std::vector<cuda::ChunkSpan> spans(numels.size());
+  for (std::uint32_t i = 0; i < chunks.size(); ++i) {
+    cuda::ChunkSpan& span = spans[chunks[i].param];
+    if (span.count++ == 0) span.first = i;
+  }
+  return spans;
+}
+
+/// Returns the ratios of a Normed rule.
+template <typename R>
+std::vector<float> step_on_device(const R& rule, const cuda::UnitUpdate& unit, const std::vector<Chunk>& plan,
+                                  Stream stream) {
+  if constexpr (!Normed<R>) {
+    cuda::update(rule, unit, stream);
+    synchronize(stream);
+    return {};
+  } else {
+    const DeviceArray<NormSquares> of_chunks(std::vector<NormSquares>(plan.size()), stream);
+    const DeviceArray<NormSquares> sums(std::vector<NormSquares>(numels.size()), stream);
+    const DeviceArray<cuda::ChunkSpan> spans(spans_of(plan), stream);
+    const DeviceArray<float> ratios(std::vector<float>(numels.size()), stream);
+    cuda::take(rule, unit, of_chunks.data(), stream);
+    cuda::sum_norms(of_chunks.data(), spans.data(), numels.size(), sums.data(), stream);
+    cuda::trust_ratios(sums.data(), numels.size(), 1, ratios.data(), stream);
+    cuda::move(rule, unit, ratios.data(), stream);
+    return ratios.values();
+  }
+}
+
 class CudaUpdate : public OnDeviceWith<std::tuple<Rule, Form>> {
  protected:
   CudaUpdate() : layout_(unit(), 3) {}
@@ -114,19 +155,22 @@ class CudaUpdate : public OnDeviceWith<std::tuple<Rule, Form>> {
       host.grad = numbers(held.size(), 10 + static_cast<std::uint32_t>(step), form().grad);
       const std::vector<std::byte> grad_bytes = encoded(host.grad, form().grad);
       const DeviceArray<std::byte> grad(grad_bytes, stream(), offset * size_of(form().grad));
-      const cuda::UpdateArrays arrays{
-          {param.data(), form().dtype, master_bytes.empty() ? nullptr : master.data(), form().master},
-          grad.data(),
-          form().grad,
-          {first.data(), second.data()}};
-      std::visit(
-          [&](const auto& one) {
-            const DeviceArray scalars(all_scalars(one, step), stream());
-            cuda::update(rule, arrays, chunks.data(), plan.size(), scalars.data(), state.data(), stream());
-            synchronize(stream());
-          },
-          rule);
-      if (!skip) step_on_host(rule, host, layout_, held, step);
+      cuda::UnitUpdate unit{
+          .weights = {param.data(), form().dtype, master_bytes.empty() ? nullptr : master.data(), form().master},
+          .grad = grad.data(),
+          .grad_dtype = form().grad,
+          .states = {first.data(), second.data()},
+          .chunks = chunks.data(),
+          .chunk_count = plan.size(),
+          .scalars = nullptr,
+          .state = state.data()};
+      const auto step_by = [&](const auto& one) {
+        const DeviceArray scalars(all_scalars(one, step), stream());
+        unit.scalars = scalars.data();
+        return step_on_device(one, unit, plan, stream());
+      };
+      const std::vector<float> ratios = std::visit(step_by, rule);
+      if (!skip) step_on_host(rule, host, layout_, held, step, ratios);
       const auto [expected_param, expected_master] = stored(host.master, form());
       // A parameter that is not stepped keeps its bytes, and they were stored() from the start.
       EXPECT_TRUE(same_bits(param.values(), expected_param)) << "step " << step;
@@ -172,8 +216,7 @@ std::string name_of_case(const testing::TestParamInfo<std::tuple<Rule, Form>>& i
 }
 
 INSTANTIATE_TEST_SUITE_P(RulesAndForms, CudaUpdate,
-                         testing::Combine(testing::ValuesIn(decaying_rules()), testing::ValuesIn(all_forms)),
-                         name_of_case);
+                         testing::Combine(testing::ValuesIn(all_rules()), testing::ValuesIn(all_forms)), name_of_case);
 
 using CudaUpdateArguments = OnDevice;
 
@@ -181,14 +224,34 @@ TEST_F(CudaUpdateArguments, AreFormsThatExist) {
   for (const Form form :
        {Form{DType::fp32, Master::low16}, Form{DType::fp32, Master::fp32}, Form{DType::bf16, Master::none},
         Form{DType::fp16, Master::low16}, Form{DType::fp32, Master::none, DType::fp16}}) {
-    const cuda::UpdateArrays arrays{.weights = {.dtype = form.dtype, .form = form.master}, .grad_dtype = form.grad};
-    EXPECT_THROW(cuda::update(AdamW(), arrays, nullptr, 0, nullptr, nullptr, stream()), InvalidArgument);
+    cuda::UnitUpdate unit;
+    unit.weights = {.dtype = form.dtype, .form = form.master};
+    unit.grad_dtype = form.grad;
+    EXPECT_THROW(cuda::update(AdamW(), unit, stream()), InvalidArgument);
+    EXPECT_THROW(cuda::take(Lamb(), unit, nullptr, stream()), InvalidArgument);
   }
 }
 
+TEST_F(CudaUpdateArguments, AreOfRulesWithAsManyPasses) {
+  EXPECT_THROW(cuda::update(Lamb(), {}, stream()), InvalidArgument);
+  EXPECT_THROW(cuda::take(AdamW(), {}, nullptr, stream()), InvalidArgument);
+  EXPECT_THROW(cuda::move(Sgd(), {}, nullptr, stream()), InvalidArgument);
+}
+
+TEST_F(CudaUpdateArguments, AreNormsOfPartsAddedInOrder) {
+  const std::vector<NormSquares> sums{{1, 4}, {0, 2}, {1e-30, 0.3}, {8, 5}, {0, 1}, {1e30, 0.1}};
+  const DeviceArray<NormSquares> there(sums, stream());
+  const DeviceArray<float> ratios(std::vector<float>(3), stream());
+  cuda::trust_ratios(there.data(), 3, 2, ratios.data(), stream());
+  const std::vector<float> expected{1, 1, trust_ratio(1e-30 + 1e30, 0.3 + 0.1)};
+  EXPECT_TRUE(same_bits(ratios.values(), expected));
+}
+
 TEST_F(CudaUpdateArguments, MayBeAShardWithoutParameters) {
-  cuda::update(AdamW(), {}, nullptr, 0, nullptr, nullptr, stream());
-  cuda::update(Sgd(), {.weights = {}, .grad_dtype = DType::bf16}, nullptr, 0, nullptr, nullptr, stream());
+  cuda::update(AdamW(), {}, stream());
+  cuda::update(Sgd(), {}, stream());
+  cuda::take(Lamb(), {}, nullptr, stream());
+  cuda::move(Lamb(), {}, nullptr, stream());
   synchronize(stream());
 }
 

@@ -135,21 +135,40 @@ inline constexpr std::size_t chunk_size = 4096;
 /// The parameters' parts in `held` (which begins and ends at multiples of Layout::alignment), cut to chunk_size.
 std::vector<Chunk> chunks_of(const Layout& layout, Range held);
 
-/// What a rank holds of a unit, by role.
-struct UpdateArrays {
-  Weights weights;
+/// What the update of a unit works on.
+struct UnitUpdate {
+  Weights weights;  ///< what the rank holds, by role: these, and
   const void* grad = nullptr;
   DType grad_dtype = DType::fp32;           ///< or bf16
   std::array<float*, max_states> states{};  ///< in the order of the rule's
+  const Chunk* chunks = nullptr;
+  std::size_t chunk_count = 0;
+  const void* scalars = nullptr;  ///< ParamScalars of the rule, of this unit's parameters
+  const StepState* state = nullptr;
 };
 
-/// update() of kernels.h over a unit, in one pass: elements of `chunks` whose parameter is stepped, unless the step is
-/// skipped; all others are left alone.
-/// \param rule     says which rule it is
-/// \param scalars  its ParamScalars of this unit's parameters
-/// \throws InvalidArgument for another pair of dtype and form, or another grad_dtype
-void update(const Rule& rule, const UpdateArrays& arrays, const Chunk* chunks, std::size_t chunk_count,
-            const void* scalars, const StepState* state, Stream stream);
+/// update() of kernels.h over a unit, in one pass: elements of the chunks whose parameter is stepped, unless the step
+/// is skipped; all others are left alone. `rule` says which rule it is.
+/// \throws InvalidArgument for another pair of dtype and form, another grad_dtype, or a rule that is Normed
+void update(const Rule& rule, const UnitUpdate& unit, Stream stream);
+
+// The two passes of a rule that is Normed. The same arguments and errors as update().
+
+/// take() of kernels.h. of_chunks[i] = the sums of chunk i, zeros where nothing is stepped.
+void take(const Rule& rule, const UnitUpdate& unit, NormSquares* of_chunks, Stream stream);
+/// move() of kernels.h, each parameter by its own of `ratios`.
+void move(const Rule& rule, const UnitUpdate& unit, const float* ratios, Stream stream);
+
+/// Chunks side by side.
+struct ChunkSpan {
+  std::uint32_t first = 0;
+  std::uint32_t count = 0;
+};
+/// sums[i] = the sums of the chunks of spans[i], in an order that depends on their number alone.
+void sum_norms(const NormSquares* of_chunks, const ChunkSpan* spans, std::size_t span_count, NormSquares* sums,
+               Stream stream);
+/// ratios[p] = trust_ratio() of sums[p] + sums[param_count + p] + ..., `parts` in all.
+void trust_ratios(const NormSquares* sums, std::size_t param_count, std::size_t parts, float* ratios, Stream stream);
 
 /// param[i], low[i] = the halves of master[i] (split_master.h).
 void split_masters(const float* master, void* param, std::uint16_t* low, std::size_t count, Stream stream);

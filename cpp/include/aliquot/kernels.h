@@ -20,6 +20,10 @@ struct GradStatistics {
   std::uint64_t non_finite = 0;  ///< NaN and infinities
 
   friend bool operator==(const GradStatistics&, const GradStatistics&) = default;
+  void operator+=(const GradStatistics& other) {
+    square_sum += other.square_sum;
+    non_finite += other.non_finite;
+  }
 };
 
 /// destination = source, fp32, with stores that bypass the cache where that is faster (large arrays read later).
@@ -66,11 +70,33 @@ using States = std::array<std::span<float>, max_states>;
 
 /// One update of grad.size() masters and their states by `rule` (rules.h), in one pass. The parameters become the
 /// numbers of their type that are nearest to the masters, by cast() or by split_master().
-/// \throws InvalidArgument for another pair of dtype and form, states of another size, or a step before the first
+/// \throws InvalidArgument for another pair of dtype and form, states of another size, a step before the first, or a
+/// rule that is Normed
 void update(const Rule& rule, const ParamStep& step, const Weights& weights, std::span<const float> grad,
             const States& states);
 
-/// The same for parameters in fp32.
+/// Square sums of a parameter, or a part of one, and of the direction that a rule steps it in.
+struct NormSquares {
+  double param = 0;
+  double direction = 0;
+
+  friend bool operator==(const NormSquares&, const NormSquares&) = default;
+  void operator+=(const NormSquares& other) {
+    param += other.param;
+    direction += other.direction;
+  }
+};
+
+// The two passes of a rule that is Normed. The same arguments and errors as update().
+
+/// The gradient goes into the states. Returns the sums that the ratio is of, fp64, added in an order that depends on
+/// grad.size() alone.
+NormSquares take(const Rule& rule, const ParamStep& step, const Weights& weights, std::span<const float> grad,
+                 const States& states);
+/// The masters go in their directions, by `ratio`.
+void move(const Rule& rule, const ParamStep& step, float ratio, const Weights& weights, const States& states);
+
+/// update() for parameters in fp32.
 void update(const Rule& rule, const ParamStep& step, std::span<float> param, std::span<const float> grad,
             const States& states);
 

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "aliquot/communicator.h"
 #include "aliquot/memory_resource.h"
 #include "aliquot/rules.h"
 #include "aliquot/shard_store.h"
@@ -56,13 +57,16 @@ void require_rules(std::span<const Rule> rules, std::size_t wanted, const Rule& 
 /// states, no count, as in torch.
 class Optimizer {
  public:
-  /// States of zero, in `memory`, which outlives the store. \param rule  its hyperparameters come with each step
+  /// States of zero, in `memory`, which outlives the store.
+  /// \param rule          its hyperparameters come with each step
+  /// \param communicator  adds up norms over ranks, where the rule is Normed
   /// \throws OutOfMemory
-  Optimizer(ShardStore& store, MemoryResource& memory, Grouping grouping, const Rule& rule);
+  Optimizer(ShardStore& store, Communicator& communicator, MemoryResource& memory, Grouping grouping, const Rule& rule);
 
   /// Parameters are in other groups from here on. States and counts stay.
   void regroup(Grouping grouping) { grouping_ = std::move(grouping); }
 
+  /// Every rank calls it.
   /// \param rules       by group, all of one kind
   /// \param grad_scale  multiplies every gradient: the clip factor
   void step(std::span<const Rule> rules, const Presence& present, float grad_scale);
@@ -75,10 +79,16 @@ class Optimizer {
   void set_steps(ParamSteps steps, Stream = {}) { steps_ = std::move(steps); }
 
  private:
-  void step_unit(std::size_t unit, std::span<const Rule> rules, float grad_scale, const std::vector<bool>& present);
-  void step_segment(std::size_t unit, const Segment& segment, const Rule& rule, float grad_scale) const;
+  struct Piece;
+  using Visit = std::function<void(const Piece&)>;
+  void count_steps(const Presence& present);
+  void for_pieces(std::span<const Rule> rules, const Presence& present, const Visit& visit) const;
+  void visit_shard(int owner, std::size_t unit, std::span<const Rule> rules, const Presence& present,
+                   const Visit& visit) const;
+  bool steps_param(std::size_t unit, std::size_t param, const Presence& present) const;
 
   ShardStore& store_;
+  Communicator& communicator_;
   Rule rule_;
   Grouping grouping_;
   ParamSteps steps_;

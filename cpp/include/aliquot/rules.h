@@ -6,6 +6,7 @@
 ///   Scalars    what its arithmetic needs that is the same for all elements of a parameter
 ///   scalars()  those of a parameter's step, counted from 1: worked out in fp64, rounded once
 ///   update()   the new `p` from the gradient `g`, and the new states, in the order of `states`
+/// or, in place of the last, what a Normed rule has.
 /// F is float, or several of them side by side (Lanes). All functions are constexpr so that kernels may call them.
 #pragma once
 
@@ -49,6 +50,18 @@ constexpr Real inverse_root(Real value) {
   return 1 / std::sqrt(value);
 }
 
+/// A rule whose step of a parameter is scaled by norms of the whole parameter, in two passes: take() the gradient into
+/// the states; then move() by trust_ratio() of the square sums of the parameter and of its direction().
+template <typename R>
+concept Normed = requires(const typename R::Scalars& scalars, float f) { R::direction(scalars, f, f, f); };
+
+/// 1 where one of them is zero.
+template <typename Real>
+constexpr float trust_ratio(Real param_squares, Real direction_squares) {
+  const bool fine = param_squares > 0 && direction_squares > 0;
+  return fine ? static_cast<float>(std::sqrt(param_squares / direction_squares)) : 1;
+}
+
 /// What the rules of Adam's family share (Kingma & Ba, 2015, algorithm 1).
 struct AdamStep {
   float one_minus_beta1 = 0;
@@ -67,12 +80,16 @@ struct AdamStep {
             .minus_step_size = static_cast<float>(-lr / one_minus_power(beta1, step))};
   }
 
-  /// Takes `g` into the moments; returns what to add to the parameter.
+  /// Takes `g` into the moments.
   template <typename F>
-  constexpr F change(F g, F& exp_avg, F& exp_avg_sq) const {
-    using std::sqrt;
+  constexpr void take(F g, F& exp_avg, F& exp_avg_sq) const {
     exp_avg = exp_avg + (g - exp_avg) * one_minus_beta1;
     exp_avg_sq = exp_avg_sq * beta2 + one_minus_beta2 * g * g;
+  }
+  /// What to add to the parameter.
+  template <typename F>
+  constexpr F change(F exp_avg, F exp_avg_sq) const {
+    using std::sqrt;
     return minus_step_size * exp_avg / (sqrt(exp_avg_sq) * inverse_correction2 + eps);
   }
 };
@@ -97,7 +114,8 @@ struct AdamW {
   }
   template <typename F>
   static constexpr void update(const Scalars& s, F& p, F g, F& exp_avg, F& exp_avg_sq) {
-    p = p * s.decay + s.adam.change(g, exp_avg, exp_avg_sq);
+    s.adam.take(g, exp_avg, exp_avg_sq);
+    p = p * s.decay + s.adam.change(exp_avg, exp_avg_sq);
   }
 };
 
@@ -121,7 +139,8 @@ struct Adam {
   }
   template <typename F>
   static constexpr void update(const Scalars& s, F& p, F g, F& exp_avg, F& exp_avg_sq) {
-    p = p + s.adam.change(g + s.weight_decay * p, exp_avg, exp_avg_sq);
+    s.adam.take(g + s.weight_decay * p, exp_avg, exp_avg_sq);
+    p = p + s.adam.change(exp_avg, exp_avg_sq);
   }
 };
 
@@ -244,14 +263,50 @@ struct Adagrad {
   }
 };
 
+/// You et al., 2020 (arXiv 1904.00962), algorithm 2, with phi the identity.
+struct Lamb {
+  static constexpr std::string_view name = "LAMB";
+  static constexpr std::array states{Role::exp_avg, Role::exp_avg_sq};
+
+  double lr = 1e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-6;
+  double weight_decay = 1e-2;
+
+  struct Scalars {
+    float minus_lr = 0;
+    float weight_decay = 0;
+    AdamStep adam;  ///< whose step size is 1
+  };
+  constexpr Scalars scalars(std::int64_t step) const {
+    return {static_cast<float>(-lr), static_cast<float>(weight_decay), AdamStep::of(-1, beta1, beta2, eps, step)};
+  }
+  template <typename F>
+  static constexpr void take(const Scalars& s, F g, F& exp_avg, F& exp_avg_sq) {
+    s.adam.take(g, exp_avg, exp_avg_sq);
+  }
+  template <typename F>
+  static constexpr F direction(const Scalars& s, F p, F exp_avg, F exp_avg_sq) {
+    return s.adam.change(exp_avg, exp_avg_sq) + s.weight_decay * p;
+  }
+  template <typename F>
+  static constexpr void move(const Scalars& s, float ratio, F& p, F direction) {
+    p = p + s.minus_lr * ratio * direction;
+  }
+};
+
 /// One of them, with its hyperparameters.
-using Rule = std::variant<AdamW, Adam, Sgd, MomentumSgd, Lion, Adagrad>;
+using Rule = std::variant<AdamW, Adam, Sgd, MomentumSgd, Lion, Adagrad, Lamb>;
 
 /// More states than any rule keeps would be wasted arguments.
 inline constexpr std::size_t max_states = 2;
 
 inline std::string_view name_of(const Rule& rule) {
   return std::visit([](const auto& one) { return one.name; }, rule);
+}
+inline bool is_normed(const Rule& rule) {
+  return std::visit([]<typename R>(const R&) { return Normed<R>; }, rule);
 }
 inline std::span<const Role> states_of(const Rule& rule) {
   return std::visit([](const auto& one) { return std::span<const Role>(one.states); }, rule);

@@ -79,6 +79,8 @@ class ShardStore {
   Range held_range(std::size_t unit, Role role) const;
   /// The range of the flat unit that this rank steps: that of masters and states. Empty if the unit does not train.
   Range stepped_range(std::size_t unit) const;
+  /// The ranks whose shards make that up.
+  std::vector<int> stepped_shards() const;
 
   // The same as fp32, for units and roles that are.
 
@@ -121,6 +123,7 @@ class ShardStore {
   Stage stage_;
   StoreOptions options_;
   int rank_;
+  int world_size_;
   std::vector<Role> states_;
   std::vector<std::array<Block, all_roles.size()>> blocks_;
 };

@@ -39,15 +39,29 @@ struct UpdateArrays {
   float* states[max_states];
 };
 
-/// The kernels of one rule, by where the masters are.
-template <typename Rule>
-struct Updates {
-  using Kernel = void (*)(const typename Rule::Scalars& scalars, float grad_scale, const UpdateArrays& arrays,
-                          std::size_t count);
+/// One kernel, by where the masters are.
+template <typename Kernel>
+struct Forms {
   Kernel fp32;
   Kernel bf16;   ///< master: float*
   Kernel fp16;   ///< master: float*
   Kernel split;  ///< bf16; master: std::uint16_t*, the lower halves
+};
+
+/// The kernels of one rule.
+template <typename R>
+struct Updates {
+  using Update = void (*)(const typename R::Scalars& scalars, float grad_scale, const UpdateArrays& arrays,
+                          std::size_t count);
+  Forms<Update> update;
+};
+template <Normed R>
+struct Updates<R> {
+  using Take = NormSquares (*)(const typename R::Scalars& scalars, float grad_scale, const UpdateArrays& arrays,
+                               std::size_t count);  ///< at most block_size elements
+  using Move = void (*)(const typename R::Scalars& scalars, float ratio, const UpdateArrays& arrays, std::size_t count);
+  Forms<Take> take;
+  Forms<Move> move;
 };
 
 /// Updates of each rule that `Rules` may hold.

@@ -12,7 +12,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <utility>
+#include <tuple>
 #include <variant>
 
 #include "cpu/kernel_table.h"
@@ -184,45 +184,86 @@ struct Kernels {
     return assign(r, begin, end, [&](auto at) { return at.load(r.result) + scaled_sum(at, r); });
   }
 
-  /// By the arithmetic of rules.h.
-  template <typename R, typename Masters, std::size_t... i>
-  static void update_masters(const typename R::Scalars& scalars, float grad_scale, const Masters& masters,
-                             const UpdateArrays& arrays, std::size_t count, std::index_sequence<i...>) {
+  // The masters that the kernel at a place of Forms finds.
+  static ParamItself find(const UpdateArrays& a, const ParamItself*) { return {static_cast<float*>(a.param)}; }
+  template <typename Param>
+  static BesideParam<Param> find(const UpdateArrays& a, const BesideParam<Param>*) {
+    return {static_cast<Param*>(a.param), static_cast<float*>(a.master)};
+  }
+  static InTwoHalves find(const UpdateArrays& a, const InTwoHalves*) {
+    return {static_cast<std::uint16_t*>(a.param), static_cast<std::uint16_t*>(a.master)};
+  }
+
+  template <typename R>
+  using StatesOf = std::array<Floats, R::states.size()>;
+
+  template <typename R, typename Lanes>
+  static StatesOf<R> load_states(Lanes at, const UpdateArrays& arrays) {
+    StatesOf<R> states;
+    for (std::size_t i = 0; i < R::states.size(); ++i) states[i] = at.load(arrays.states[i]);
+    return states;
+  }
+  template <typename R, typename Lanes>
+  static void store_states(Lanes at, const StatesOf<R>& states, const UpdateArrays& arrays) {
+    for (std::size_t i = 0; i < R::states.size(); ++i) at.store(states[i], arrays.states[i]);
+  }
+
+  template <typename R, typename Masters>
+  static void update(const typename R::Scalars& scalars, float grad_scale, const UpdateArrays& arrays,
+                     std::size_t count) {
+    const Masters masters = find(arrays, static_cast<const Masters*>(nullptr));
     for_lanes<Floats>(0, count, [=](auto at) {
       Floats p = masters.load(at);
-      [[maybe_unused]] std::array<Floats, sizeof...(i)> states{at.load(arrays.states[i])...};
-      R::update(scalars, p, at.load(arrays.grad) * grad_scale, states[i]...);
-      (at.store(states[i], arrays.states[i]), ...);
+      StatesOf<R> states = load_states<R>(at, arrays);
+      const Floats g = at.load(arrays.grad) * grad_scale;
+      std::apply([&](auto&... each) { R::update(scalars, p, g, each...); }, states);
+      store_states<R>(at, states, arrays);
+      masters.store(at, p);
+    });
+  }
+
+  template <typename R, typename Masters>
+  static NormSquares take(const typename R::Scalars& scalars, float grad_scale, const UpdateArrays& arrays,
+                          std::size_t count) {
+    const Masters masters = find(arrays, static_cast<const Masters*>(nullptr));
+    Squares params, directions;
+    for_lanes<Floats>(0, count, [&](auto at) {
+      const Floats p = masters.load(at), g = at.load(arrays.grad) * grad_scale;
+      StatesOf<R> states = load_states<R>(at, arrays);
+      std::apply([&](auto&... each) { R::take(scalars, g, each...); }, states);
+      params.add(p);
+      directions.add(std::apply([&](auto... each) { return R::direction(scalars, p, each...); }, states));
+      store_states<R>(at, states, arrays);
+    });
+    return {total(params).square_sum, total(directions).square_sum};
+  }
+
+  template <typename R, typename Masters>
+  static void move(const typename R::Scalars& scalars, float ratio, const UpdateArrays& arrays, std::size_t count) {
+    const Masters masters = find(arrays, static_cast<const Masters*>(nullptr));
+    for_lanes<Floats>(0, count, [=](auto at) {
+      Floats p = masters.load(at);
+      const StatesOf<R> states = load_states<R>(at, arrays);
+      R::move(scalars, ratio, p, std::apply([&](auto... each) { return R::direction(scalars, p, each...); }, states));
       masters.store(at, p);
     });
   }
 
   template <typename R>
-  using EachState = std::make_index_sequence<R::states.size()>;
-
-  template <typename R>
-  static void update(const typename R::Scalars& scalars, float grad_scale, const UpdateArrays& a, std::size_t count) {
-    const ParamItself masters{static_cast<float*>(a.param)};
-    update_masters<R>(scalars, grad_scale, masters, a, count, EachState<R>());
-  }
-
-  template <typename R, typename Param>
-  static void update_beside(const typename R::Scalars& scalars, float grad_scale, const UpdateArrays& a,
-                            std::size_t count) {
-    const BesideParam<Param> masters{static_cast<Param*>(a.param), static_cast<float*>(a.master)};
-    update_masters<R>(scalars, grad_scale, masters, a, count, EachState<R>());
-  }
-
-  template <typename R>
-  static void update_split(const typename R::Scalars& scalars, float grad_scale, const UpdateArrays& a,
-                           std::size_t count) {
-    const InTwoHalves masters{static_cast<std::uint16_t*>(a.param), static_cast<std::uint16_t*>(a.master)};
-    update_masters<R>(scalars, grad_scale, masters, a, count, EachState<R>());
+  static constexpr Updates<R> updates_by() {
+    using Bf16Beside = BesideParam<Bf16>;
+    using Fp16Beside = BesideParam<Fp16>;
+    if constexpr (Normed<R>) {
+      return {{take<R, ParamItself>, take<R, Bf16Beside>, take<R, Fp16Beside>, take<R, InTwoHalves>},
+              {move<R, ParamItself>, move<R, Bf16Beside>, move<R, Fp16Beside>, move<R, InTwoHalves>}};
+    } else {
+      return {{update<R, ParamItself>, update<R, Bf16Beside>, update<R, Fp16Beside>, update<R, InTwoHalves>}};
+    }
   }
 
   template <typename... R>
   static constexpr UpdatesOf<std::variant<R...>> updates(const UpdatesOf<std::variant<R...>>*) {
-    return {{Updates<R>{update<R>, update_beside<R, Bf16>, update_beside<R, Fp16>, update_split<R>}...}};
+    return {{updates_by<R>()...}};
   }
 
   template <typename From, typename To>
