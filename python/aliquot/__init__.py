@@ -33,14 +33,20 @@ from aliquot.world import World, init
 if TYPE_CHECKING:
     from aliquot.checkpoint.load import Loaded, load_checkpoint
     from aliquot.checkpoint.save import save_checkpoint
+    from aliquot.interchange.model import load_dcp, load_pretrained, save_dcp, save_pretrained
 
-_WITH_CHECKPOINTS = {"Loaded": "load", "load_checkpoint": "load", "save_checkpoint": "save"}
+_LATER = {
+    "checkpoint.load": ("Loaded", "load_checkpoint"),
+    "checkpoint.save": ("save_checkpoint",),
+    "interchange.model": ("load_dcp", "load_pretrained", "save_dcp", "save_pretrained"),
+}
 
 
 def __getattr__(name: str) -> object:
     """Checkpoints need pydantic, which is not imported before they are asked for."""
-    if name in _WITH_CHECKPOINTS:
-        return getattr(import_module(f"aliquot.checkpoint.{_WITH_CHECKPOINTS[name]}"), name)
+    for module, names in _LATER.items():
+        if name in names:
+            return getattr(import_module(f"aliquot.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -74,12 +80,16 @@ __all__ = [
     "graph",
     "init",
     "load_checkpoint",
+    "load_dcp",
     "load_full_state_dict",
+    "load_pretrained",
     "no_sync",
     "profile",
     "request_stop",
     "reset_step",
     "save_checkpoint",
+    "save_dcp",
+    "save_pretrained",
     "shard",
     "should_stop",
     "stats",
