@@ -66,6 +66,18 @@ def unsynced_new_directory() -> None:
 
 
 @mutant
+def unsynced_retirement() -> None:
+    """A checkpoint that is pruned may have its old name again, but not all of its files."""
+
+    def retire(directory: Path, step: int) -> None:
+        dead = folder.draft(directory, step, folder.new_token())
+        folder.committed(directory, step).rename(dead)
+        folder.discard(dead)
+
+    folder.retire = retire
+
+
+@mutant
 def verdict_before_shard() -> None:
     """A rank says that its file is there, and then gives it its name."""
     write, exchange = _core.write_shard_file, save.exchange
