@@ -2,6 +2,7 @@
 # make examples  trains on digits, on a differential equation, and adapters of a Llama; plots go to runs/
 # make test    every test that this machine can run: C++ by ctest, Python by pytest
 # make lint    formats, clang-tidy, ruff, mypy, the arrows between the rooms, self-contained headers
+# make faults  the long forms of the tests of faults: ranks that die, freeze and stall, and saves cut off anywhere; hours
 # make sanitize, make sanitize-gpu, make bench, make format, make clean
 #
 # Each step leaves a stamp, in .venv/ or .cache/, and is done again only when something it depends on has changed.
@@ -17,7 +18,7 @@ has_gpu := $(shell nvidia-smi -L 2>/dev/null)
 native_code := $(shell find cpp cuda python/src tests bench examples -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 wheel_parts := $(shell find cpp cuda python cmake -type f -not -name '*.pyc') CMakeLists.txt VERSION pyproject.toml LICENSE
 
-.PHONY: demo examples test test-cpp test-python lint lint-cpp lint-python headers tidy format
+.PHONY: demo examples test test-cpp test-python faults lint lint-cpp lint-python headers tidy format
 .PHONY: sanitize asan tsan sanitize-gpu bench clean
 .DELETE_ON_ERROR:
 
@@ -68,6 +69,16 @@ tidy: $(tidied)
 format: .venv/dev
 	@clang-format -i $(native_code)
 	@ruff check --quiet --fix . ; ruff format --quiet .
+
+faults: export ALIQUOT_FAULT_RANKS := 3
+faults: export ALIQUOT_FUZZ_SECONDS := 60
+faults: .venv/aliquot .venv/dev .venv/examples .venv/build .cache/test_libraries
+	@cmake --preset release --log-level=WARNING
+	@cmake --build --preset release --parallel $(JOBS) --target aliquot_tests
+	@ctest --preset release --tests-regex '^Control'
+	@python -m pytest tests/python/test_liveness.py tests/python/test_stopping.py tests/python/test_peer_lost.py \
+	  tests/python/test_stalls.py --kills 50 --freezes 50 --stall-seconds 1800
+	@python -m pytest tests/faults --all-faults
 
 sanitize: asan tsan
 

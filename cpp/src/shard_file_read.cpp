@@ -1,7 +1,10 @@
 // Reading by range: every byte handed out belongs to a chunk whose checksum was right.
 #include <algorithm>
 #include <cstring>
+#include <future>
+#include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "aliquot/crc32c.h"
@@ -32,14 +35,19 @@ class ChunkedFile {
   std::uint64_t bytes() const noexcept { return bytes_; }
   std::size_t chunks() const noexcept { return crcs_.size(); }
 
-  /// \param what  words about the tensors in it, for the message
-  std::span<const std::byte> chunk(std::size_t number, const std::string& what) const {
+  std::span<const std::byte> read(std::size_t number, std::span<std::byte> buffer) const {
     const std::uint64_t begin = number * chunk_bytes;
-    const auto chunk = buffer_.bytes().first(std::min<std::uint64_t>(chunk_bytes, bytes_ - begin));
+    const auto chunk = buffer.first(std::min<std::uint64_t>(chunk_bytes, bytes_ - begin));
     file_.read(chunk, begin);
-    if (crc32c(chunk) == crcs_[number]) return chunk;
+    return chunk;
+  }
+
+  /// \param tensors  words about what is in it, for the message
+  void require_right(std::size_t number, std::span<const std::byte> chunk, const std::string& tensors) const {
+    if (crc32c(chunk) == crcs_[number]) return;
+    const std::uint64_t begin = number * chunk_bytes;
     throw CheckpointError(path() + " is damaged in chunk " + std::to_string(number) + " (bytes " +
-                          std::to_string(begin) + " to " + std::to_string(begin + chunk.size()) + ")" + what +
+                          std::to_string(begin) + " to " + std::to_string(begin + chunk.size()) + ")" + tensors +
                           ": its checksum is not what was written");
   }
 
@@ -47,8 +55,23 @@ class ChunkedFile {
   CheckpointFile file_;
   std::uint64_t bytes_;
   std::span<const std::uint32_t> crcs_;
-  ChunkBuffer buffer_;
 };
+
+/// `visit(number, chunk)` for each of these chunks, while the next one is being read.
+template <typename Visit>
+void for_each_chunk(const ChunkedFile& file, std::span<const std::size_t> numbers, const Visit& visit) {
+  const ChunkBuffer buffers[2];
+  const auto start = [&](std::size_t i) {
+    return std::async([&, i] { return file.read(numbers[i], buffers[i % 2].bytes()); });
+  };
+  std::future<std::span<const std::byte>> next;  // behind the buffers: it is waited for before they go
+  if (!numbers.empty()) next = start(0);
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    const auto chunk = next.get();
+    if (i + 1 < numbers.size()) next = start(i + 1);
+    visit(numbers[i], chunk);
+  }
+}
 
 /// The part of a range that lies in one chunk.
 struct Piece {
@@ -83,7 +106,7 @@ std::vector<Piece> pieces_of(const ChunkedFile& file, std::span<const RangeRead>
     require_inside(file, range);
     cut(range, pieces);
   }
-  std::ranges::stable_sort(pieces, {}, &Piece::chunk);
+  std::ranges::sort(pieces, {}, [](const Piece& piece) { return std::pair(piece.chunk, piece.offset); });
   return pieces;
 }
 
@@ -101,24 +124,33 @@ std::string tensors_of(std::span<const Piece> pieces) {
   return names.size() <= most ? text : text + " and " + std::to_string(names.size() - most) + " more";
 }
 
+std::vector<std::size_t> chunks_of(std::span<const Piece> pieces) {
+  std::vector<std::size_t> numbers;
+  for (const Piece& piece : pieces) {
+    if (numbers.empty() || numbers.back() != piece.chunk) numbers.push_back(piece.chunk);
+  }
+  return numbers;
+}
+
 }  // namespace
 
 void read_ranges(const std::string& path, std::uint64_t bytes, std::span<const std::uint32_t> crcs,
                  std::span<const RangeRead> ranges) {
   const ChunkedFile file(path, bytes, crcs);
   const std::vector<Piece> pieces = pieces_of(file, ranges);
-  for (auto begin = pieces.begin(); begin != pieces.end();) {
-    const auto end = std::ranges::find_if(begin, pieces.end(), [&](const Piece& p) { return p.chunk != begin->chunk; });
-    const std::span in_chunk(begin, end);
-    const auto chunk = file.chunk(begin->chunk, tensors_of(in_chunk));
+  for_each_chunk(file, chunks_of(pieces), [&](std::size_t number, std::span<const std::byte> chunk) {
+    const auto in_chunk = std::ranges::equal_range(pieces, number, {}, &Piece::chunk);
+    file.require_right(number, chunk, tensors_of(in_chunk));
     for (const Piece& piece : in_chunk) std::memcpy(piece.into.data(), chunk.data() + piece.offset, piece.into.size());
-    begin = end;
-  }
+  });
 }
 
 void verify_file(const std::string& path, std::uint64_t bytes, std::span<const std::uint32_t> crcs) {
   const ChunkedFile file(path, bytes, crcs);
-  for (std::size_t number = 0; number < file.chunks(); ++number) file.chunk(number, "");
+  std::vector<std::size_t> numbers(file.chunks());
+  std::iota(numbers.begin(), numbers.end(), std::size_t{0});
+  for_each_chunk(file, numbers,
+                 [&](std::size_t number, std::span<const std::byte> chunk) { file.require_right(number, chunk, ""); });
 }
 
 }  // namespace aliquot

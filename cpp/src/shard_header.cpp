@@ -66,7 +66,8 @@ void require_different_names(std::span<const FileTensor> tensors) {
 std::vector<std::size_t> larger_elements_first(std::span<const FileTensor> tensors) {
   std::vector<std::size_t> order(tensors.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::ranges::stable_sort(order, std::greater{}, [&](std::size_t i) { return element_size(tensors[i]); });
+  const auto place = [&](std::size_t i) { return std::pair(-static_cast<int>(element_size(tensors[i])), i); };
+  std::ranges::sort(order, {}, place);
   return order;
 }
 

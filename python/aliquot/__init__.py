@@ -15,15 +15,17 @@ from aliquot._core import (
     PeerLost,
     __version__,
 )
+from aliquot.clip import clip_grad_norm_
 from aliquot.control import no_sync, reset_step
-from aliquot.lamb import LAMB
+from aliquot.graph import graph
 from aliquot.muon import Muon
-from aliquot.optim import AdamW, clip_grad_norm_
+from aliquot.optim import LAMB, SGD, Adagrad, Adam, AdamW, Lion
 from aliquot.precision import Precision
 from aliquot.profile import Profile, Times, profile
 from aliquot.scaler import GradScaler
 from aliquot.shard import shard
 from aliquot.stats import Stats, stats
+from aliquot.stopping import request_stop, should_stop
 from aliquot.torch_optimizer import TorchOptimizer
 from aliquot.values import full_state_dict, gathered, load_full_state_dict
 from aliquot.world import World, init
@@ -50,6 +52,9 @@ def __getattr__(name: str) -> object:
 
 __all__ = [
     "LAMB",
+    "SGD",
+    "Adagrad",
+    "Adam",
     "AdamW",
     "CheckpointError",
     "CommunicatorError",
@@ -57,6 +62,7 @@ __all__ = [
     "Error",
     "GradScaler",
     "InvalidArgument",
+    "Lion",
     "Loaded",
     "Muon",
     "OutOfMemory",
@@ -71,6 +77,7 @@ __all__ = [
     "clip_grad_norm_",
     "full_state_dict",
     "gathered",
+    "graph",
     "init",
     "load_checkpoint",
     "load_dcp",
@@ -78,10 +85,12 @@ __all__ = [
     "load_pretrained",
     "no_sync",
     "profile",
+    "request_stop",
     "reset_step",
     "save_checkpoint",
     "save_dcp",
     "save_pretrained",
     "shard",
+    "should_stop",
     "stats",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,11 @@ def pruning_kills(job: Job) -> None:
     kills_of_rank_0(replace(job, keep=1))
 
 
+def pruning_power_losses(job: Job) -> None:
+    for point in latest_first(replace(job, keep=1)):
+        checks.lose_power(point, random.Random(1), 1.0)
+
+
 def undisturbed_saves_behind_training(job: Job) -> None:
     checks.undisturbed(replace(job, steps=checks.STEPS, wait=False))
 
@@ -59,12 +65,13 @@ FOUND_BY: dict[str, tuple[Callable[[Job], Any], str]] = {
     "unsynced_draft": (checks.power_losses, "manifest.json"),
     "unsynced_directory": (checks.power_losses, "no checkpoint to load"),
     "unsynced_new_directory": (checks.power_losses, "no checkpoint to load"),
+    "unsynced_retirement": (pruning_power_losses, "manifest.json"),
     "verdict_before_shard": (kills_of_rank_1_alone, "rank_00001.safetensors: No such file"),
     "renamed_before_manifest": (checks.power_losses, "manifest.json"),
     "pruned_before_commit": (pruning_kills, "no checkpoint to load"),
     "overwritten_in_place": (overwriting_kills, NOT_THE_LATEST),
     "unchecked_chunks": (corruptions, "was loaded"),
-    "unchecked_manifest": (corruptions, "was loaded"),
+    "unchecked_manifest": (corruptions, r"was loaded|flipped \d+: "),
     "loaded_alone": (corruption.damage_of_one, "PeerLost|in vain"),
     "one_name_for_drafts": (kills_of_rank_0, "File exists"),
     "drafts_stay": (errors.refused_saves, "it has left"),

@@ -51,6 +51,14 @@ def manifest(extra: Any = None) -> Manifest:
     )
 
 
+@pytest.mark.parametrize(("was", "damaged"), [(b"1e-08", b"1E-08"), (b"\\u00e9", b"\\u00E9"), (b"[]", b"[ ]")])
+def test_damage_that_changes_no_value_is_refused(was: bytes, damaged: bytes) -> None:
+    text = manifest([1e-8, "\u00e9"]).text()
+    assert was in text
+    with pytest.raises(aliquot.CheckpointError, match="changed or damaged"):
+        parse(text.replace(was, damaged, 1))
+
+
 @given(plain_values)
 def test_what_was_written_comes_back(extra: Any) -> None:
     written = manifest(extra)

@@ -17,7 +17,7 @@ constexpr CrcTable make_table() {
   return table;
 }
 
-std::uint32_t byte_of(std::uint64_t word, int number) {
+std::uint32_t byte_of(std::uint64_t word, std::size_t number) {
   return static_cast<std::uint32_t>(word >> (8 * number)) & 0xff;
 }
 
@@ -36,7 +36,7 @@ std::uint32_t crc32c_by_table(std::span<const std::byte> data, std::uint32_t sta
   for (; data.size() >= 8; data = data.subspan(8)) {
     const std::uint64_t word = word_at(data.data()) ^ state;
     state = 0;
-    for (int i = 0; i < 8; ++i) state ^= crc_table[7 - i][byte_of(word, i)];
+    for (std::size_t i = 0; i < 8; ++i) state ^= crc_table[7 - i][byte_of(word, i)];
   }
   for (const std::byte byte : data)
     state = (state >> 8) ^ crc_table[0][(state ^ static_cast<std::uint32_t>(byte)) & 0xff];

@@ -179,11 +179,14 @@ def parse(text: bytes) -> Manifest:
     if type(found) is not int or found != checksum(content):
         raise CheckpointError("its checksum is wrong: it was changed or damaged")
     try:
-        return Manifest.model_validate(content)
+        manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise CheckpointError(f"{where + ': ' if where else ''}{first['msg']:.500}") from None
+    if text != _canonical(content | {"checksum": found}):
+        raise CheckpointError("it says the same in other characters than were written: it was changed or damaged")
+    return manifest
 
 
 def checksum(content: dict[str, Any]) -> int:
