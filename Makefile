@@ -133,7 +133,7 @@ clean:
 
 .venv/run: constraints.txt .venv/venv
 	@echo "Installing torch"
-	@$(install) torch numpy pydantic rich
+	@$(install) torch numpy pydantic rich safetensors
 	@touch $@
 
 .venv/examples: constraints.txt .venv/run
@@ -143,7 +143,7 @@ clean:
 
 .venv/dev: constraints.txt .venv/run
 	@echo "Installing the test and lint tools"
-	@$(install) clang-format clang-tidy hypothesis mypy pytest ruff safetensors
+	@$(install) clang-format clang-tidy hypothesis mypy pytest ruff
 	@touch $@
 
 # The old package goes first: the build loads the cmake.prefix entry points of what is installed, and with them torch.

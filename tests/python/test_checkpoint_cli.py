@@ -342,6 +342,14 @@ def test_prune_keeps_the_latest_and_what_is_not_its_own(directory: Path, said: S
     assert said("prune", directory, "--keep", 1) == "nothing to remove\n"
 
 
+def test_prune_takes_a_directory_and_not_one_checkpoint(directory: Path, said: Said) -> None:
+    before = entries(directory)
+    said("prune", directory / "step_2", "--keep", 1)
+    assert said.code == 1
+    assert "takes the directory" in said.err
+    assert entries(directory) == before
+
+
 def command(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "aliquot", "checkpoint", *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, timeout=100, check=False, **options)

@@ -17,6 +17,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from aliquot.interchange import dcp_reading, hugging_face_reading
+from aliquot.interchange.entry import Entry
+from aliquot.interchange.tensor_file import TensorFile
 from ranks import run_ranks
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -325,6 +327,14 @@ def test_a_damaged_tensor_is_an_error_on_every_rank(tmp_path: Path) -> None:
     path = tmp_path / "__0_0.distcp"
     path.write_bytes(path.read_bytes().replace(STATE["bias"].numpy().tobytes(), b"damaged!"))
     run_ranks(WORLD_SIZE, damage)
+
+
+@pytest.mark.parametrize("name", ["__metadata__", "complex"])
+def test_tensors_that_the_format_can_not_hold_are_refused(name: str, tmp_path: Path) -> None:
+    entry = Entry(name, torch.complex128 if name == "complex" else torch.float32, (1,))
+    with pytest.raises(aliquot.CheckpointError, match=f"{name}.*safetensors"):
+        TensorFile(tmp_path / "file", [entry])
+    assert not (tmp_path / "file").exists()
 
 
 def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path: Path) -> None:

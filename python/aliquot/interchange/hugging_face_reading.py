@@ -62,7 +62,7 @@ class _File:
 
 
 def _opened(path: Path) -> Any:
-    return safe_open(path, "pt")
+    return safe_open(str(path), "pt")
 
 
 def _entry(name: str, header: Any) -> Entry:
