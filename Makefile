@@ -78,6 +78,7 @@ faults: .venv/aliquot .venv/dev .venv/examples .venv/build .cache/test_libraries
 	@ctest --preset release --tests-regex '^Control'
 	@python -m pytest tests/python/test_liveness.py tests/python/test_stopping.py tests/python/test_peer_lost.py \
 	  tests/python/test_stalls.py --kills 50 --freezes 50 --stall-seconds 1800
+	@python -m pytest tests/python/test_interchange_refusals.py
 	@python -m pytest tests/faults --all-faults
 
 sanitize: asan tsan
