@@ -80,21 +80,21 @@ def unsynced_retirement() -> None:
 @mutant
 def verdict_before_shard() -> None:
     """A rank says that its file is there, and then gives it its name."""
-    write, gather = _core.write_shard_file, save.gather
+    write, exchange = _core.write_shard_file, save.exchange
     late: list[str] = []
 
     def write_late(path: str, tensors: Any) -> Any:
         late.append(path)
         return write(path + ".late", tensors)
 
-    def gather_first(*args: Any) -> list[bytes]:
-        said = gather(*args)
+    def exchange_first(*args: Any) -> list[bytes]:
+        said = exchange(*args)
         for path in late:
             os.rename(path + ".late", path)  # noqa: PTH104
         late.clear()
         return said
 
-    _core.write_shard_file, save.gather = write_late, gather_first
+    _core.write_shard_file, save.exchange = write_late, exchange_first
 
 
 @mutant
@@ -197,13 +197,13 @@ def drafts_stay() -> None:
 @mutant
 def outcome_not_told() -> None:
     """Only rank 0 knows that a save has failed."""
-    broadcast = save.broadcast
+    exchange = save.exchange
 
-    def tell_rank_0(world: Any, name: str, payload: bytes) -> bytes:
-        told = broadcast(world, name, payload)
-        return payload if world.rank else told
+    def tell_rank_0(world: Any, name: str, payload: bytes) -> list[bytes]:
+        said = exchange(world, name, payload)
+        return [payload] if world.rank and name.endswith("/outcome") else said
 
-    save.broadcast = tell_rank_0
+    save.exchange = tell_rank_0
 
 
 @mutant

@@ -35,8 +35,11 @@ def test_a_draft_becomes_a_checkpoint(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_the_same_step_is_replaced_at_one_instant(tmp_path: Path) -> None:
     for content in (b"old", b"new"):
-        folder.publish(make_draft(tmp_path, 7, content), folder.committed(tmp_path, 7))
+        draft = make_draft(tmp_path, 7, content)
+        folder.publish(draft, folder.committed(tmp_path, 7))
         assert saved(tmp_path, 7) == content
+    assert (draft / "content").read_bytes() == b"old"
+    folder.discard(draft)
     assert [path.name for path in tmp_path.iterdir()] == ["step_7"]
 
 

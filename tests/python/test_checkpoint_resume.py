@@ -34,7 +34,7 @@ class Shuffled:
 
     def __iter__(self) -> Iterator[int]:
         while True:
-            self.order = self.order or torch.randperm(SAMPLES, generator=self.generator).tolist()
+            self.order = self.order or torch.randperm(SAMPLES, generator=self.generator, device="cpu").tolist()
             yield self.order.pop()
 
     def state_dict(self) -> dict[str, Any]:

@@ -76,7 +76,10 @@ def read(path: Path, limit: int) -> bytes:
 
 
 def publish(path: Path, final: Path) -> None:
-    """Makes the finished draft the checkpoint. If it fails, all is as before but for the draft's own name."""
+    """Makes the finished draft the checkpoint; one that was there before is the draft then.
+
+    If it fails, all is as before.
+    """
     _sync(path)
     replaces = os.path.lexists(final)
     move: Callable[[Path, Path], object] = _exchange if replaces else Path.rename
@@ -86,8 +89,6 @@ def publish(path: Path, final: Path) -> None:
     except OSError:
         move(*((path, final) if replaces else (final, path)))
         raise
-    if replaces:
-        discard(path)
 
 
 def discard(path: Path) -> None:

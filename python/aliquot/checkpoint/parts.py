@@ -37,7 +37,7 @@ class Plain:
 
     def values(self) -> Tensor:
         """See Memory."""
-        return self.elements.cpu()
+        return self.elements.cpu().contiguous()
 
     def take(self, values: Tensor) -> None:
         """See Memory. Rounds to the dtype kept here."""

@@ -102,5 +102,9 @@ def _unplain(value: Any) -> Any:
         case {"$tensor": {"dtype": word, "shape": shape, "data": text}}:
             held = bytearray(base64.b64decode(text, validate=True))
             dtype = DTYPES[word]
-            return torch.frombuffer(held, dtype=dtype).view(shape) if held else torch.empty(shape, dtype=dtype)
+            return (
+                torch.frombuffer(held, dtype=dtype).view(shape)
+                if held
+                else torch.empty(shape, dtype=dtype, device="cpu")
+            )
     return {key: _unplain(item) for key, item in value.items()}

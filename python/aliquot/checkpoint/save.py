@@ -152,7 +152,7 @@ class Save:
                 outcome = self._publish([json.loads(each) for each in said])
         except Exception as error:
             outcome = problem_of(self.world, error)
-        if outcome and self.world.rank == 0:
+        if self.world.rank == 0:  # all have written; it is a failed save's, or what this one replaced
             _discard(self.draft)
         return exchange(self.world, f"{self.call}/outcome", outcome.encode())[0].decode()
 
