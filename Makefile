@@ -2,7 +2,7 @@
 # make examples  trains on digits, on a differential equation, and adapters of a Llama; plots go to runs/
 # make test    every test that this machine can run: C++ by ctest, Python by pytest
 # make lint    formats, clang-tidy, ruff, mypy, the arrows between the rooms, self-contained headers
-# make faults  the long form of tests/faults: every instant at which a rank may die while it saves; hours
+# make faults  the long forms of the tests of faults: ranks that die, freeze and stall, and saves cut off anywhere; hours
 # make sanitize, make sanitize-gpu, make bench, make format, make clean
 #
 # Each step leaves a stamp, in .venv/ or .cache/, and is done again only when something it depends on has changed.
@@ -43,9 +43,6 @@ test-cpp: .venv/build .cache/test_libraries
 test-python: .venv/aliquot .venv/dev .venv/examples
 	@python -m pytest $(if $(has_gpu),,-m "not gpu")
 
-faults: .venv/aliquot .venv/dev .venv/examples
-	@python -m pytest tests/faults --all-faults
-
 lint: lint-python lint-cpp headers
 	@$(MAKE) --no-print-directory --jobs $(JOBS) tidy
 
@@ -72,6 +69,16 @@ tidy: $(tidied)
 format: .venv/dev
 	@clang-format -i $(native_code)
 	@ruff check --quiet --fix . ; ruff format --quiet .
+
+faults: export ALIQUOT_FAULT_RANKS := 3
+faults: export ALIQUOT_FUZZ_SECONDS := 60
+faults: .venv/aliquot .venv/dev .venv/examples .venv/build .cache/test_libraries
+	@cmake --preset release --log-level=WARNING
+	@cmake --build --preset release --parallel $(JOBS) --target aliquot_tests
+	@ctest --preset release --tests-regex '^Control'
+	@python -m pytest tests/python/test_liveness.py tests/python/test_stopping.py tests/python/test_peer_lost.py \
+	  tests/python/test_stalls.py --kills 50 --freezes 50 --stall-seconds 1800
+	@python -m pytest tests/faults --all-faults
 
 sanitize: asan tsan
 

@@ -1,3 +1,5 @@
+#include <variant>
+
 #include "aliquot/device_kernels.h"
 #include "cuda/launch.h"
 
@@ -10,13 +12,11 @@ constexpr unsigned threads = 512;
 struct Arguments {
   ReportShape shape;
   const std::byte* reports;
-  const AdamWGroup* groups;
   const int* group_of_param;
   std::int64_t* steps_of_param;
   double max_norm;
   LossScale* loss_scale;
   StepState* state;
-  ParamScalars* scalars;
 
   __device__ const std::byte* report(std::size_t rank) const { return reports + rank * shape.bytes(); }
 };
@@ -94,37 +94,30 @@ __device__ bool present_on_any_rank(const Arguments& a, std::size_t param) {
   return present;
 }
 
-/// scalars_of() of kernels.cpp.
-__device__ ParamScalars scalars_of(const AdamWGroup& group, std::int64_t step) {
-  const double correction1 = 1 - pow(group.beta1, static_cast<double>(step));
-  const double correction2 = 1 - pow(group.beta2, static_cast<double>(step));
-  return {.stepped = 1,
-          .decay = static_cast<float>(1 - group.lr * group.weight_decay),
-          .one_minus_beta1 = static_cast<float>(1 - group.beta1),
-          .beta2 = static_cast<float>(group.beta2),
-          .one_minus_beta2 = static_cast<float>(1 - group.beta2),
-          .inverse_correction2 = static_cast<float>(1 / sqrt(correction2)),
-          .eps = static_cast<float>(group.eps),
-          .minus_step_size = static_cast<float>(-group.lr / correction1)};
-}
-
-__global__ void finish_report_kernel(Arguments a) {
+template <typename R>
+__global__ void finish_report_kernel(Arguments a, const R* groups, ParamScalars<R>* scalars) {
   const Sums sums = sums_of(a);
   if (threadIdx.x == 0) write_state(a, sums);
   for (std::size_t param = threadIdx.x; param < a.shape.params; param += threads) {
     const int group = a.group_of_param[param];
     const bool stepped = sums.non_finite == 0 && group != no_group && present_on_any_rank(a, param);
-    a.scalars[param] = stepped ? scalars_of(a.groups[group], ++a.steps_of_param[param]) : ParamScalars{};
+    scalars[param] = {};
+    if (stepped) scalars[param] = {1, groups[group].scalars(++a.steps_of_param[param])};
   }
 }
 
 }  // namespace
 
-void finish_report(const ReportShape& shape, const std::byte* reports, const AdamWGroup* groups,
+void finish_report(const Rule& rule, const ReportShape& shape, const std::byte* reports, const void* groups,
                    const int* group_of_param, std::int64_t* steps_of_param, double max_norm, LossScale* loss_scale,
-                   StepState* state, ParamScalars* scalars, Stream stream) {
-  finish_report_kernel<<<1, threads, 0, native(stream)>>>(
-      {shape, reports, groups, group_of_param, steps_of_param, max_norm, loss_scale, state, scalars});
+                   StepState* state, void* scalars, Stream stream) {
+  const Arguments arguments{shape, reports, group_of_param, steps_of_param, max_norm, loss_scale, state};
+  std::visit(
+      [&]<typename R>(const R&) {
+        finish_report_kernel<<<1, threads, 0, native(stream)>>>(arguments, static_cast<const R*>(groups),
+                                                                static_cast<ParamScalars<R>*>(scalars));
+      },
+      rule);
   check(cudaGetLastError(), "launch finish_report");
 }
 

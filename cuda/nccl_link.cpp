@@ -6,6 +6,7 @@
 
 #include "aliquot/error.h"
 #include "aliquot/streams.h"
+#include "aliquot/watchdog.h"
 
 namespace aliquot::nccl {
 namespace {
@@ -108,8 +109,11 @@ void Link::abort() noexcept {
   }
 }
 
+// An abort that hangs would hang whatever comes after it too.
 void Link::await_abort() noexcept {
-  if (aborting_) aborting_->done_within(farewell);
+  if (!aborting_ || aborting_->done_within(std::chrono::milliseconds(0))) return;
+  const Watchdog watchdog(farewell, "the abort of a communicator of NCCL");
+  aborting_->done_within(std::chrono::hours(1));
 }
 
 // NCCL waits here for the ranks of this host. If they don't come, it is left waiting: an abort beside it would free

@@ -42,7 +42,7 @@ class Link {
   void require_health();
   /// Ends what runs on the device, and this link. Returns within about a second; safe from any thread.
   void abort() noexcept;
-  /// After abort: waits, for seconds at most, until NCCL has given everything back.
+  /// After abort: waits until NCCL has given everything back; after 5 seconds the process ends (see Watchdog).
   void await_abort() noexcept;
   /// Gives the communicator up as it is: for the end of the process, when the runtime may be gone.
   void abandon() noexcept { comm_ = nullptr; }

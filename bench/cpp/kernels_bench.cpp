@@ -58,14 +58,18 @@ GradStatistics mean_of_two(const Arrays& arrays) {
 
 GradStatistics statistics(const Arrays& arrays) { return grad_statistics(arrays[0]); }
 
-GradStatistics update(const Arrays& arrays) {
-  adamw({.step = 10, .grad_scale = 0.5f}, arrays[0], arrays[1], arrays[2], arrays[3]);
+constexpr ParamStep tenth{.number = 10, .grad_scale = 0.5f};
+
+template <typename R>
+GradStatistics step(const Arrays& arrays) {
+  update(R(), tenth, arrays[0], arrays[1], {arrays[2], arrays[3]});
   return {};
 }
 
-GradStatistics update_bf16(const Arrays& arrays) {
+template <typename R>
+GradStatistics step_bf16(const Arrays& arrays) {
   const Weights weights{arrays[4].data(), DType::bf16, arrays[0].data(), Master::fp32};
-  adamw({.step = 10, .grad_scale = 0.5f}, weights, arrays[1], arrays[2], arrays[3]);
+  update(R(), tenth, weights, arrays[1], {arrays[2], arrays[3]});
   return {};
 }
 
@@ -136,8 +140,13 @@ BENCHMARK_CAPTURE(kernel_beside_copy, memcpy, memcpy_array, 8)->Apply(sizes_and_
 BENCHMARK_CAPTURE(kernel_beside_copy, reduce_assign, mean_of_two<Accumulate::no>, 12)->Apply(sizes_and_threads);
 BENCHMARK_CAPTURE(kernel_beside_copy, reduce_add, mean_of_two<Accumulate::yes>, 16)->Apply(sizes_and_threads);
 BENCHMARK_CAPTURE(kernel_beside_copy, grad_statistics, statistics, 4)->Apply(sizes_and_threads);
-BENCHMARK_CAPTURE(kernel_beside_copy, adamw, update, 28)->Apply(sizes_and_threads);
-BENCHMARK_CAPTURE(kernel_beside_copy, adamw_bf16, update_bf16, 30)->Apply(sizes_and_threads);
+BENCHMARK_CAPTURE(kernel_beside_copy, adamw, step<AdamW>, 28)->Apply(sizes_and_threads);
+BENCHMARK_CAPTURE(kernel_beside_copy, adamw_bf16, step_bf16<AdamW>, 30)->Apply(sizes_and_threads);
+BENCHMARK_CAPTURE(kernel_beside_copy, adam, step<Adam>, 28)->Apply(sizes_and_threads);
+BENCHMARK_CAPTURE(kernel_beside_copy, sgd, step<Sgd>, 12)->Apply(sizes_and_threads);
+BENCHMARK_CAPTURE(kernel_beside_copy, momentum_sgd, step<MomentumSgd>, 20)->Apply(sizes_and_threads);
+BENCHMARK_CAPTURE(kernel_beside_copy, lion, step<Lion>, 20)->Apply(sizes_and_threads);
+BENCHMARK_CAPTURE(kernel_beside_copy, adagrad, step<Adagrad>, 20)->Apply(sizes_and_threads);
 BENCHMARK_CAPTURE(kernel_beside_copy, to_bf16, round_array<DType::bf16>, 6)->Apply(sizes_and_threads);
 BENCHMARK_CAPTURE(kernel_beside_copy, from_bf16, widen_array<DType::bf16>, 6)->Apply(sizes_and_threads);
 BENCHMARK_CAPTURE(kernel_beside_copy, to_fp16, round_array<DType::fp16>, 6)->Apply(sizes_and_threads);

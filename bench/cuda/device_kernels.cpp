@@ -9,8 +9,8 @@
 
 #include "aliquot/device_kernels.h"
 #include "aliquot/kernels.h"
-#include "aliquot/split_master.h"
 #include "bench/cuda/device_work.h"
+#include "bench/cuda/update_work.h"
 #include "tests/cpp/formats.h"
 
 namespace aliquot::bench {
@@ -20,21 +20,9 @@ using test::encoded;
 using test::numbers;
 using test::representable;
 
-std::vector<float> squares(std::uint32_t seed) {
-  std::vector<float> values = numbers(period, seed);
-  for (float& value : values) value *= value;
-  return values;
-}
-
 /// An array of `count` elements of the host's `values`.
 std::shared_ptr<Repeated> on_device(const std::vector<float>& values, DType dtype, std::size_t count, Stream stream) {
   return std::make_shared<Repeated>(encoded(values, dtype), count * size_of(dtype), stream);
-}
-
-template <typename T>
-std::shared_ptr<Repeated> array_of(const std::vector<T>& values, Stream stream) {
-  const auto bytes = std::as_bytes(std::span(values));
-  return std::make_shared<Repeated>(std::vector(bytes.begin(), bytes.end()), bytes.size(), stream);
 }
 
 Work copy_work(std::size_t count, Stream stream) {
@@ -144,69 +132,6 @@ Work statistics_work(std::size_t count, Stream stream) {
           [=] { return space.is_of(values, count, stream); }};
 }
 
-constexpr AdamWStep update{.lr = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .weight_decay = 0.1, .step = 10, .grad_scale = 0.5};
-
-cuda::ParamScalars scalars_of_update() {
-  const auto correction = [](double beta) { return 1 - std::pow(beta, static_cast<double>(update.step)); };
-  return {.stepped = 1,
-          .decay = static_cast<float>(1 - update.lr * update.weight_decay),
-          .one_minus_beta1 = static_cast<float>(1 - update.beta1),
-          .beta2 = static_cast<float>(update.beta2),
-          .one_minus_beta2 = static_cast<float>(1 - update.beta2),
-          .inverse_correction2 = static_cast<float>(1 / std::sqrt(correction(update.beta2))),
-          .eps = static_cast<float>(update.eps),
-          .minus_step_size = static_cast<float>(-update.lr / correction(update.beta1))};
-}
-
-/// The parameter's bytes and those of the other part of the master.
-std::pair<std::vector<std::byte>, std::vector<std::byte>> stored(const std::vector<float>& masters, DType dtype,
-                                                                 cuda::Master form) {
-  if (form != cuda::Master::low16) return {encoded(masters, dtype), encoded(masters, DType::fp32)};
-  std::vector<std::uint16_t> high, low;
-  for (const float master : masters) {
-    high.push_back(split_master(master).high);
-    low.push_back(split_master(master).low);
-  }
-  const auto bytes_of = [](const std::vector<std::uint16_t>& halves) {
-    const auto bytes = std::as_bytes(std::span(halves));
-    return std::vector(bytes.begin(), bytes.end());
-  };
-  return {bytes_of(high), bytes_of(low)};
-}
-
-template <DType dtype, cuda::Master form, DType grad_dtype = DType::fp32>
-Work adamw_work(std::size_t count, Stream stream) {
-  std::vector<float> masters = numbers(period, 1), exp_avg = numbers(period, 3), exp_avg_sq = squares(4);
-  const std::vector<float> grads = numbers(period, 2, grad_dtype);
-  const auto [param_bytes, master_bytes] = stored(masters, dtype, form);
-  const std::size_t master_size = form == cuda::Master::low16 ? 2 : form == cuda::Master::fp32 ? 4 : 0;
-  const auto param = std::make_shared<Repeated>(param_bytes, count * size_of(dtype), stream);
-  const auto master = std::make_shared<Repeated>(master_bytes, std::max(count * master_size, 4 * period), stream);
-  const auto grad = on_device(grads, grad_dtype, count, stream);
-  const auto m = on_device(exp_avg, DType::fp32, count, stream), v = on_device(exp_avg_sq, DType::fp32, count, stream);
-  const std::vector<cuda::Chunk> plan = cuda::chunks_of(Layout({"unit", {{"param", count}}}, 1), {0, count});
-  const auto chunks = array_of(plan, stream);
-  const auto scalars = array_of<cuda::ParamScalars>({scalars_of_update()}, stream);
-  const auto state = array_of<cuda::StepState>({{.grad_scale = update.grad_scale}}, stream);
-  adamw(update, masters, grads, exp_avg, exp_avg_sq);
-  const cuda::AdamWArrays arrays{
-      param->data(),    dtype,           master_size == 0 ? nullptr : master->data(), form, grad->data(), grad_dtype,
-      m->data<float>(), v->data<float>()};
-  // A master of its own is read and written, and the parameter then only written.
-  const double of_params = form == cuda::Master::fp32 ? 8.0 + static_cast<double>(size_of(dtype))
-                                                      : 2.0 * static_cast<double>(size_of(dtype) + master_size);
-  return {of_params + static_cast<double>(size_of(grad_dtype)) + 16,
-          [=, chunk_count = plan.size()] {
-            (void)grad;
-            cuda::adamw(arrays, chunks->data<cuda::Chunk>(), chunk_count, scalars->data<cuda::ParamScalars>(),
-                        state->data<cuda::StepState>(), stream);
-          },
-          [=, expected = stored(masters, dtype, form)] {
-            return param->repeats(expected.first) && (master_size == 0 || master->repeats(expected.second)) &&
-                   m->repeats(encoded(exp_avg, DType::fp32)) && v->repeats(encoded(exp_avg_sq, DType::fp32));
-          }};
-}
-
 /// range(0): elements
 void beside_copy(benchmark::State& state, Work (*work_of)(std::size_t, Stream)) {
   if (cuda_device_count() == 0) return state.SkipWithError("no CUDA device");
@@ -242,7 +167,6 @@ void sizes(benchmark::internal::Benchmark* bench) {
 }
 
 using enum DType;
-using cuda::Master;
 BENCHMARK_CAPTURE(beside_copy, copy, copy_work)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, scale, scale_work<fp32>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, scale_bf16, scale_work<bf16>)->Apply(sizes);
@@ -260,10 +184,37 @@ BENCHMARK_CAPTURE(beside_copy, reduce_2_bf16_to_bf16_add, reduce_work<bf16, 2, A
 BENCHMARK_CAPTURE(beside_copy, reduce_2_fp32, reduce_work<fp32, 2, Accumulate::no>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, reduce_8_bf16, reduce_work<bf16, 8, Accumulate::no>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, reduce_16_bf16, reduce_work<bf16, 16, Accumulate::no>)->Apply(sizes);
-BENCHMARK_CAPTURE(beside_copy, adamw_fp32, adamw_work<fp32, Master::none>)->Apply(sizes);
-BENCHMARK_CAPTURE(beside_copy, adamw_bf16_low16, adamw_work<bf16, Master::low16>)->Apply(sizes);
-BENCHMARK_CAPTURE(beside_copy, adamw_bf16_low16_bf16grad, adamw_work<bf16, Master::low16, bf16>)->Apply(sizes);
-BENCHMARK_CAPTURE(beside_copy, adamw_bf16_fp32, adamw_work<bf16, Master::fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adamw_fp32, update_work<adamw, fp32, Master::none>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adamw_bf16_low16, update_work<adamw, bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adamw_bf16_low16_bf16grad, update_work<adamw, bf16, Master::low16, bf16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adamw_bf16_fp32, update_work<adamw, bf16, Master::fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adam_fp32, update_work<adam, fp32, Master::none>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adam_bf16_low16, update_work<adam, bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adam_bf16_low16_bf16grad, update_work<adam, bf16, Master::low16, bf16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adam_bf16_fp32, update_work<adam, bf16, Master::fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, sgd_fp32, update_work<sgd, fp32, Master::none>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, sgd_bf16_low16, update_work<sgd, bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, sgd_bf16_low16_bf16grad, update_work<sgd, bf16, Master::low16, bf16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, sgd_bf16_fp32, update_work<sgd, bf16, Master::fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, momentum_sgd_fp32, update_work<momentum_sgd, fp32, Master::none>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, momentum_sgd_bf16_low16, update_work<momentum_sgd, bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, momentum_sgd_bf16_low16_bf16grad, update_work<momentum_sgd, bf16, Master::low16, bf16>)
+    ->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, momentum_sgd_bf16_fp32, update_work<momentum_sgd, bf16, Master::fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, lion_fp32, update_work<lion, fp32, Master::none>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, lion_bf16_low16, update_work<lion, bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, lion_bf16_low16_bf16grad, update_work<lion, bf16, Master::low16, bf16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, lion_bf16_fp32, update_work<lion, bf16, Master::fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adagrad_fp32, update_work<adagrad, fp32, Master::none>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adagrad_bf16_low16, update_work<adagrad, bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adagrad_bf16_low16_bf16grad, update_work<adagrad, bf16, Master::low16, bf16>)
+    ->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adagrad_bf16_fp32, update_work<adagrad, bf16, Master::fp32>)->Apply(sizes);
 
+BENCHMARK_CAPTURE(beside_copy, lamb_fp32, take_and_move_work<lamb, fp32, Master::none>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, lamb_bf16_low16, take_and_move_work<lamb, bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, lamb_bf16_low16_bf16grad, take_and_move_work<lamb, bf16, Master::low16, bf16>)
+    ->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, lamb_bf16_fp32, take_and_move_work<lamb, bf16, Master::fp32>)->Apply(sizes);
 }  // namespace
 }  // namespace aliquot::bench

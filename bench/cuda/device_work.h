@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -56,6 +57,12 @@ class Repeated {
   std::unique_ptr<MemoryResource> memory_;
   Buffer buffer_;
 };
+
+template <typename T>
+std::shared_ptr<Repeated> array_of(const std::vector<T>& values, Stream stream) {
+  const auto bytes = std::as_bytes(std::span(values));
+  return std::make_shared<Repeated>(std::vector(bytes.begin(), bytes.end()), bytes.size(), stream);
+}
 
 /// One kernel over its arrays.
 struct Work {

@@ -29,7 +29,7 @@ using bench::median;
 using bench::timed;
 using test::require;
 
-constexpr AdamWGroup group{.lr = 1e-3, .weight_decay = 0.1};
+constexpr Rule rule = AdamW{.lr = 1e-3, .weight_decay = 0.1};
 constexpr double max_norm = 1;
 constexpr int verified_steps = 3;
 
@@ -76,8 +76,7 @@ std::vector<float> serial_parameters(const Options& options, std::size_t numel) 
   const double square_sum = reduce(parts, 1.0F / static_cast<float>(options.ranks), mean, Accumulate::no).square_sum;
   const float clip = clip_factor(std::sqrt(square_sum * static_cast<double>(options.units)), max_norm);
   for (int step = 1; step <= verified_steps; ++step) {
-    adamw({.lr = group.lr, .weight_decay = group.weight_decay, .step = step, .grad_scale = clip}, param, mean, exp_avg,
-          exp_avg_sq);
+    update(rule, {step, clip}, param, mean, {exp_avg, exp_avg_sq});
   }
   return param;
 }
@@ -106,7 +105,7 @@ class Training {
       if (!engine.post_backward(unit, {gradient_.data()})) left.push_back({unit, {gradient_.data()}});
     }
     engine.finish_backward(left);
-    engine.step({&group, 1}, max_norm);
+    engine.step({&rule, 1}, max_norm);
     engine.clear_gradients();
   }
 

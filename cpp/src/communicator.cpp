@@ -22,13 +22,6 @@ thread_local std::vector<const Signal*>* unreached = nullptr;
 
 }  // namespace
 
-void require_rank(int rank, int world_size) {
-  if (world_size < 1 || rank < 0 || rank >= world_size) {
-    throw InvalidArgument("rank " + std::to_string(rank) + " of a world of " + std::to_string(world_size) +
-                          ": ranks count from 0 to world_size - 1");
-  }
-}
-
 Communicator::Communicator(int rank, int world_size, std::chrono::milliseconds timeout)
     : rank_(rank), world_size_(world_size), timeout_(timeout) {
   require_rank(rank, world_size);

@@ -48,7 +48,7 @@ std::size_t DeviceReducer::planned_bytes(const ShardStore& store, const Communic
 DeviceReducer::DeviceReducer(ShardStore& store, Communicator& communicator, MemoryResource& memory)
     : store_(store), communicator_(communicator), device_(memory.device()), units_(store.unit_count()),
       order_(units_that_train(store)), operation_(operation_of(communicator.enlist())), shape_(shape_of(store)),
-      stream_(device_, Priority::high), reduced_(device_) {
+      stream_(device_, Priority::high), reduced_(device_), followed_(device_) {
   const std::size_t largest = largest_unit(store);
   std::size_t params = 0;
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
@@ -200,6 +200,21 @@ void DeviceReducer::await_sums(Stream stream) {
   communicator_.await(Communicator::every_launch);
   reduced_.record(stream_.get());
   block(reduced_, stream, timeline_, Activity::reduce, "end of backward");
+}
+
+void DeviceReducer::renew() {
+  communicator_.await(Communicator::every_launch);
+  synchronize(stream_.get());
+  for (Event* event : {&reduced_, &followed_}) *event = Event(device_);
+  for (Outbox& outbox : outboxes_) {
+    outbox.packed = Event(device_);
+    outbox.sent = Event(device_);
+  }
+}
+
+void DeviceReducer::follow(Stream stream) {
+  followed_.record(stream);
+  followed_.block(stream_.get());
 }
 
 void DeviceReducer::abandon(Stream stream) {

@@ -50,6 +50,13 @@ class DeviceReducer {
   /// This rank's report, on the device, current on `stream`.
   std::span<const std::byte> report(Stream stream);
 
+  /// The host waits for what is under way; no event was ever recorded.
+  void renew();
+  /// What `stream` was given so far comes before what the reducer does next, on a stream of its own.
+  void follow(Stream stream);
+  /// What the reducer was given so far comes before what `stream` is given next.
+  void await_sums(Stream stream);
+
   /// From here on what it does is on `timeline`, if there is one.
   void profile(Timeline* timeline);
 
@@ -90,7 +97,6 @@ class DeviceReducer {
   void reduce_from_peers(const Sum& sum, Outbox& outbox, Outbox& before);
   void add(const Sum& sum, std::span<const void* const> parts);
   void measure(Stream stream);
-  void await_sums(Stream stream);
   cuda::DeviceStatistics* statistics_of(std::size_t unit) const;
   std::uint8_t* present_of(std::size_t unit) const;
 
@@ -110,6 +116,7 @@ class DeviceReducer {
   Buffer report_;
   Buffer factor_;
   Event reduced_;
+  Event followed_;
   ReduceStatistics statistics_;
   Timeline* timeline_ = nullptr;
 };

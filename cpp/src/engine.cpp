@@ -6,7 +6,7 @@
 
 #include "aliquot/device_kernels.h"
 #include "aliquot/kernels.h"
-#include "device_adamw.h"
+#include "device_optimizer.h"
 #include "device_reducer.h"
 #include "device_write.h"
 #include "gradient_report.h"
@@ -109,13 +109,13 @@ void Engine::spread(Role role, Stream stream) {
   if (communicator_.one_sided()) communicator_.barrier({"spread", name_of(role)});
 }
 
-void Engine::set_groups(Grouping grouping) {
+void Engine::set_groups(Grouping grouping, const Rule& rule) {
   const LossScale scale = loss_scale();
   optimizer_ = {};  // before its states
   if (on_cpu(memory_)) {
-    optimizer_ = std::make_unique<AdamW>(store_, memory_, std::move(grouping));
+    optimizer_ = std::make_unique<Optimizer>(store_, communicator_, memory_, std::move(grouping), rule);
   } else {
-    optimizer_ = std::make_unique<DeviceAdamW>(store_, communicator_, *more_, grouping);
+    optimizer_ = std::make_unique<DeviceOptimizer>(store_, communicator_, *more_, grouping, rule);
   }
   set_loss_scale(scale);
   profile(timeline_);
@@ -216,32 +216,34 @@ void Engine::require_groups(const char* verb) const {
   throw InvalidArgument(std::string(verb) + " before set_groups: say which group each parameter is in");
 }
 
-StepResult Engine::step(std::span<const AdamWGroup> groups, std::optional<double> max_norm, Stream stream) {
+StepResult Engine::step(std::span<const Rule> rules, std::optional<double> max_norm, Stream stream) {
   require_groups("step");
   const Stopwatch stopwatch(step_seconds_);
   const TimedScope timed(timeline_, Activity::step, Hold::work, "step", 0, stream);
   end_graphs(stream);
-  StepResult result;
-  if (auto* optimizer = std::get_if<std::unique_ptr<DeviceAdamW>>(&optimizer_)) {
-    result = (*optimizer)->step(*std::get<std::unique_ptr<DeviceReducer>>(reducer_), groups, max_norm, stream);
-  } else {
-    result = step_on_host(groups, max_norm);
-  }
+  const StepResult result = on_cpu(memory_) ? step_on_host(rules, max_norm) : step_on_device(rules, max_norm, stream);
   share_update(stream);
   return result;
 }
 
-StepResult Engine::step_on_host(std::span<const AdamWGroup> groups, std::optional<double> max_norm) {
+StepResult Engine::step_on_device(std::span<const Rule> rules, std::optional<double> max_norm, Stream stream) {
+  auto& optimizer = *std::get<std::unique_ptr<DeviceOptimizer>>(optimizer_);
+  if (!capturing_) optimizer.send(rules, stream);
+  optimizer.step(*std::get<std::unique_ptr<DeviceReducer>>(reducer_), max_norm, stream);
+  return capturing_ ? StepResult{} : optimizer.receive(stream);
+}
+
+StepResult Engine::step_on_host(std::span<const Rule> rules, std::optional<double> max_norm) {
   const GradientReport report = gradient_report();
   StepResult result = judge(report, max_norm, {});
   if (!result.skipped) {
-    std::get<std::unique_ptr<AdamW>>(optimizer_)->step(groups, report.present, result.grad_scale);
+    std::get<std::unique_ptr<Optimizer>>(optimizer_)->step(rules, report.present, result.grad_scale);
   }
   return result;
 }
 
 const void* Engine::device_state() const {
-  const auto* optimizer = std::get_if<std::unique_ptr<DeviceAdamW>>(&optimizer_);
+  const auto* optimizer = std::get_if<std::unique_ptr<DeviceOptimizer>>(&optimizer_);
   return optimizer == nullptr ? nullptr : (*optimizer)->state();
 }
 
@@ -269,7 +271,7 @@ LossScale Engine::loss_scale(Stream stream) const {
 }
 
 LossScale* Engine::device_loss_scale() const {
-  const auto* optimizer = std::get_if<std::unique_ptr<DeviceAdamW>>(&optimizer_);
+  const auto* optimizer = std::get_if<std::unique_ptr<DeviceOptimizer>>(&optimizer_);
   return optimizer == nullptr || *optimizer == nullptr ? nullptr : (*optimizer)->loss_scale();
 }
 
@@ -384,13 +386,13 @@ void Engine::set_param_steps(ParamSteps steps, Stream stream) {
 }
 
 StepCounts Engine::step_counts() const {
-  const auto* optimizer = std::get_if<std::unique_ptr<DeviceAdamW>>(&optimizer_);
+  const auto* optimizer = std::get_if<std::unique_ptr<DeviceOptimizer>>(&optimizer_);
   return optimizer == nullptr ? counts_ : (*optimizer)->counts();
 }
 
 void Engine::set_step_counts(const StepCounts& counts, Stream stream) {
   counts_ = counts;
-  if (auto* optimizer = std::get_if<std::unique_ptr<DeviceAdamW>>(&optimizer_))
+  if (auto* optimizer = std::get_if<std::unique_ptr<DeviceOptimizer>>(&optimizer_))
     (*optimizer)->set_counts(counts, stream);
 }
 

@@ -34,7 +34,8 @@ Signal& version_of(const PeerMemory& control, int rank) { return *reinterpret_ca
 Gatherer::Gatherer(ShardStore& store, Communicator& communicator, MemoryResource& memory, GathererOptions options)
     : store_(store), communicator_(communicator), options_(options), slots_(layouts_of(store), options.slots, memory),
       stream_(memory.device(), Priority::high), published_(memory.device()), read_(memory.device()),
-      forward_(bytes_of(store), options.ahead_bytes), backward_(bytes_of(store), options.ahead_bytes) {
+      followed_(memory.device()), forward_(bytes_of(store), options.ahead_bytes),
+      backward_(bytes_of(store), options.ahead_bytes) {
   if (!communicator.one_sided() || options_.poison) options_.landing = Landing::slots;
   if (communicator.one_sided()) control_ = communicator.share(64);
 }
@@ -155,6 +156,18 @@ void Gatherer::finish_reads() {
   if (!communicator_.maps_peers()) return;
   communicator_.await(Communicator::every_launch);
   synchronize(stream_.get());
+}
+
+void Gatherer::renew() {
+  communicator_.await(Communicator::every_launch);
+  synchronize(stream_.get());
+  for (Event* event : {&published_, &read_, &followed_}) *event = Event(stream_.device());
+  slots_.renew();
+}
+
+void Gatherer::follow(Stream stream) {
+  followed_.record(stream);
+  followed_.block(stream_.get());
 }
 
 void Gatherer::await_version() {

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "aliquot/memory_resource.h"
@@ -16,6 +17,15 @@ class HostRing {
  public:
   HostRing() = default;
   HostRing(Device device, std::size_t message_bytes, std::size_t count);
+  HostRing(HostRing&&) = default;
+  /// The messages that were here must go before the memory that they are in.
+  HostRing& operator=(HostRing&& other) noexcept {
+    messages_ = std::move(other.messages_);
+    pinned_ = std::move(other.pinned_);
+    last_ = other.last_;
+    count_ = other.count_;
+    return *this;
+  }
 
   /// The next message's memory, once nothing uses it any more.
   std::byte* next();

@@ -1,7 +1,6 @@
 #include "aliquot/kernels.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -21,34 +20,18 @@ constexpr std::size_t past_cache_size = std::size_t{1} << 20;
 /// Elements that one thread takes at a time: some 20 us of work, more than it costs to wake another thread.
 constexpr std::size_t grain_size = 8 * block_size;
 
-/// The sum over the blocks of [0, count) of statistics(begin, end), added in the blocks' order.
-template <typename Statistics>
-GradStatistics sum_over_blocks(std::size_t count, const Statistics& statistics) {
-  std::vector<GradStatistics> blocks((count + block_size - 1) / block_size);
+/// The sum over the blocks of [0, count) of part(begin, end), added in the blocks' order.
+template <typename Sum, typename Part>
+Sum sum_over_blocks(std::size_t count, const Part& part) {
+  std::vector<Sum> blocks((count + block_size - 1) / block_size);
   parallel_for(count, grain_size, [&](std::size_t begin, std::size_t end) {
     for (; begin < end; begin += block_size) {
-      blocks[begin / block_size] = statistics(begin, std::min(end, begin + block_size));
+      blocks[begin / block_size] = part(begin, std::min(end, begin + block_size));
     }
   });
-  GradStatistics sum;
-  for (const GradStatistics& block : blocks) {
-    sum.square_sum += block.square_sum;
-    sum.non_finite += block.non_finite;
-  }
+  Sum sum;
+  for (const Sum& block : blocks) sum += block;
   return sum;
-}
-
-cpu::AdamWScalars scalars_of(const AdamWStep& step) {
-  const double correction1 = 1 - std::pow(step.beta1, static_cast<double>(step.step));
-  const double correction2 = 1 - std::pow(step.beta2, static_cast<double>(step.step));
-  return {.grad_scale = step.grad_scale,
-          .decay = static_cast<float>(1 - step.lr * step.weight_decay),
-          .one_minus_beta1 = static_cast<float>(1 - step.beta1),
-          .beta2 = static_cast<float>(step.beta2),
-          .one_minus_beta2 = static_cast<float>(1 - step.beta2),
-          .inverse_correction2 = static_cast<float>(1 / std::sqrt(correction2)),
-          .eps = static_cast<float>(step.eps),
-          .minus_step_size = static_cast<float>(-step.lr / correction1)};
 }
 
 auto kernel_of_reduce(std::span<const float> result, Accumulate accumulate) {
@@ -58,14 +41,57 @@ auto kernel_of_reduce(std::span<const float> result, Accumulate accumulate) {
   return aligned && result.size() >= past_cache_size ? table.reduce_assign_past_cache : table.reduce_assign;
 }
 
-cpu::KernelTable::AdamW kernel_of_adamw(const Weights& weights) {
-  const cpu::KernelTable& table = cpu::current_table();
+template <typename Kernel>
+Kernel kernel_for(const cpu::Forms<Kernel>& forms, const Weights& weights) {
   const bool bf16 = weights.dtype == DType::bf16;
-  if (weights.form == Master::none && weights.dtype == DType::fp32) return table.adamw;
-  if (weights.form == Master::low16 && bf16) return table.adamw_split;
-  if (weights.form == Master::fp32 && weights.dtype != DType::fp32) return bf16 ? table.adamw_bf16 : table.adamw_fp16;
-  throw InvalidArgument("adamw: no master of this form goes with parameters of " + std::string(name_of(weights.dtype)) +
+  if (weights.form == Master::none && weights.dtype == DType::fp32) return forms.fp32;
+  if (weights.form == Master::low16 && bf16) return forms.split;
+  if (weights.form == Master::fp32 && weights.dtype != DType::fp32) return bf16 ? forms.bf16 : forms.fp16;
+  throw InvalidArgument("update: no master of this form goes with parameters of " +
+                        std::string(name_of(weights.dtype)) +
                         "; fp32 parameters are their own master, bf16 has fp32 or low16, fp16 has fp32");
+}
+
+void require_same_size(std::size_t size, std::size_t grad_size, std::string_view name) {
+  if (size == grad_size) return;
+  throw InvalidArgument("update: " + std::string(name) + " has " + std::to_string(size) + " elements, grad " +
+                        std::to_string(grad_size) + "; all must be equal");
+}
+
+/// From element `begin` on.
+cpu::UpdateArrays arrays_from(std::size_t begin, const Weights& weights, const float* grad, const States& states) {
+  const auto at = [begin](void* array, std::size_t width) -> void* {
+    return array == nullptr ? nullptr : static_cast<std::byte*>(array) + begin * width;
+  };
+  const std::size_t master_size = weights.form == Master::low16 ? sizeof(std::uint16_t) : sizeof(float);
+  cpu::UpdateArrays arrays{
+      at(weights.param, size_of(weights.dtype)), at(weights.master, master_size), grad + begin, {}};
+  for (std::size_t i = 0; i < states.size(); ++i) {
+    arrays.states[i] = states[i].empty() ? nullptr : states[i].data() + begin;
+  }
+  return arrays;
+}
+
+/// use(kernels, scalars) with those of `rule`, which must be Normed or not, as said.
+template <bool normed, typename Use>
+void with_rule(const Rule& rule, const ParamStep& step, const Use& use) {
+  if (step.number < 1) {
+    throw InvalidArgument("update: the step is number " + std::to_string(step.number) + "; steps count from 1");
+  }
+  std::visit(
+      [&]<typename R>(const R& one) {
+        if constexpr (Normed<R> == normed) {
+          use(std::get<cpu::Updates<R>>(cpu::current_table().updates.by_rule), one.scalars(step.number));
+        } else {
+          throw InvalidArgument("update: " + std::string(R::name) + (normed ? " takes one pass" : " takes two passes"));
+        }
+      },
+      rule);
+}
+
+void require_states(const Rule& rule, const States& states, std::size_t count) {
+  const std::span<const Role> roles = states_of(rule);
+  for (std::size_t i = 0; i < roles.size(); ++i) require_same_size(states[i].size(), count, name_of(roles[i]));
 }
 
 }  // namespace
@@ -101,12 +127,12 @@ GradStatistics reduce(std::span<const float* const> parts, float factor, std::sp
   if (parts.empty()) throw InvalidArgument("reduce: no parts; give one pointer per rank");
   const cpu::Reduction reduction{parts.data(), parts.size(), factor, result.data()};
   const auto reduce_block = kernel_of_reduce(result, accumulate);
-  return sum_over_blocks(result.size(),
-                         [&](std::size_t begin, std::size_t end) { return reduce_block(reduction, begin, end); });
+  return sum_over_blocks<GradStatistics>(
+      result.size(), [&](std::size_t begin, std::size_t end) { return reduce_block(reduction, begin, end); });
 }
 
 GradStatistics grad_statistics(std::span<const float> data) {
-  return sum_over_blocks(data.size(), [&](std::size_t begin, std::size_t end) {
+  return sum_over_blocks<GradStatistics>(data.size(), [&](std::size_t begin, std::size_t end) {
     return cpu::current_table().statistics(data.data() + begin, end - begin);
   });
 }
@@ -117,38 +143,45 @@ void scale(std::span<float> data, float factor) {
   });
 }
 
-void adamw(const AdamWStep& step, std::span<float> param, std::span<const float> grad, std::span<float> exp_avg,
-           std::span<float> exp_avg_sq) {
-  if (grad.size() != param.size()) {
-    throw InvalidArgument("adamw: param has " + std::to_string(param.size()) + " elements, grad " +
-                          std::to_string(grad.size()) + "; both must be equal");
-  }
-  adamw(step, Weights{.param = param.data()}, grad, exp_avg, exp_avg_sq);
+void update(const Rule& rule, const ParamStep& step, const Weights& weights, std::span<const float> grad,
+            const States& states) {
+  require_states(rule, states, grad.size());
+  with_rule<false>(rule, step, [&](const auto& kernels, const auto& scalars) {
+    const auto update_piece = kernel_for(kernels.update, weights);
+    parallel_for(grad.size(), grain_size, [&](std::size_t begin, std::size_t end) {
+      update_piece(scalars, step.grad_scale, arrays_from(begin, weights, grad.data(), states), end - begin);
+    });
+  });
 }
 
-void adamw(const AdamWStep& step, const Weights& weights, std::span<const float> grad, std::span<float> exp_avg,
-           std::span<float> exp_avg_sq) {
-  if (exp_avg.size() != grad.size() || exp_avg_sq.size() != grad.size()) {
-    throw InvalidArgument("adamw: grad has " + std::to_string(grad.size()) + " elements, exp_avg " +
-                          std::to_string(exp_avg.size()) + ", exp_avg_sq " + std::to_string(exp_avg_sq.size()) +
-                          "; all must be equal");
-  }
-  if (step.step < 1) throw InvalidArgument("adamw: step is " + std::to_string(step.step) + "; steps count from 1");
-  const cpu::AdamWScalars scalars = scalars_of(step);
-  const auto step_piece = kernel_of_adamw(weights);
-  const std::size_t master_size = weights.form == Master::low16 ? sizeof(std::uint16_t) : sizeof(float);
-  const auto at = [](void* array, std::size_t bytes) -> void* {
-    return array == nullptr ? nullptr : static_cast<std::byte*>(array) + bytes;
-  };
-  parallel_for(grad.size(), grain_size, [&](std::size_t begin, std::size_t end) {
-    step_piece(scalars,
-               {.param = at(weights.param, begin * size_of(weights.dtype)),
-                .master = at(weights.master, begin * master_size),
-                .grad = grad.data() + begin,
-                .exp_avg = exp_avg.data() + begin,
-                .exp_avg_sq = exp_avg_sq.data() + begin},
-               end - begin);
+NormSquares take(const Rule& rule, const ParamStep& step, const Weights& weights, std::span<const float> grad,
+                 const States& states) {
+  require_states(rule, states, grad.size());
+  NormSquares sum;
+  with_rule<true>(rule, step, [&](const auto& kernels, const auto& scalars) {
+    const auto take_block = kernel_for(kernels.take, weights);
+    sum = sum_over_blocks<NormSquares>(grad.size(), [&](std::size_t begin, std::size_t end) {
+      return take_block(scalars, step.grad_scale, arrays_from(begin, weights, grad.data(), states), end - begin);
+    });
   });
+  return sum;
+}
+
+void move(const Rule& rule, const ParamStep& step, float ratio, const Weights& weights, const States& states) {
+  const std::size_t count = states[0].size();
+  require_states(rule, states, count);
+  with_rule<true>(rule, step, [&](const auto& kernels, const auto& scalars) {
+    const auto move_piece = kernel_for(kernels.move, weights);
+    parallel_for(count, grain_size, [&](std::size_t begin, std::size_t end) {
+      move_piece(scalars, ratio, arrays_from(begin, weights, nullptr, states), end - begin);
+    });
+  });
+}
+
+void update(const Rule& rule, const ParamStep& step, std::span<float> param, std::span<const float> grad,
+            const States& states) {
+  require_same_size(param.size(), grad.size(), "param");
+  update(rule, step, Weights{.param = param.data()}, grad, states);
 }
 
 }  // namespace aliquot

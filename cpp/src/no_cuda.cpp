@@ -71,14 +71,16 @@ void pull_and_reduce(std::span<const void* const>, DType, float, void*, DType, s
   refuse("pull_and_reduce");
 }
 void grad_statistics(const void*, DType, std::size_t, DeviceStatistics*, void*, Stream) { refuse("grad_statistics"); }
-void finish_report(const ReportShape&, const std::byte*, const AdamWGroup*, const int*, std::int64_t*, double,
-                   LossScale*, StepState*, ParamScalars*, Stream) {
+void finish_report(const Rule&, const ReportShape&, const std::byte*, const void*, const int*, std::int64_t*, double,
+                   LossScale*, StepState*, void*, Stream) {
   refuse("finish_report");
 }
 void update_loss_scale(LossScale*, const ScaleRule&, Stream) { refuse("update_loss_scale"); }
-void adamw(const AdamWArrays&, const Chunk*, std::size_t, const ParamScalars*, const StepState*, Stream) {
-  refuse("adamw");
-}
+void update(const Rule&, const UnitUpdate&, Stream) { refuse("update"); }
+void take(const Rule&, const UnitUpdate&, NormSquares*, Stream) { refuse("take"); }
+void move(const Rule&, const UnitUpdate&, const float*, Stream) { refuse("move"); }
+void sum_norms(const NormSquares*, const ChunkSpan*, std::size_t, NormSquares*, Stream) { refuse("sum_norms"); }
+void trust_ratios(const NormSquares*, std::size_t, std::size_t, float*, Stream) { refuse("trust_ratios"); }
 void split_masters(const float*, void*, std::uint16_t*, std::size_t, Stream) { refuse("split_masters"); }
 
 }  // namespace cuda

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "aliquot/kernels.h"
+#include "trust_ratios.h"
 
 namespace aliquot {
 namespace {
@@ -20,16 +21,35 @@ Weights weights_of(const ShardStore& store, std::size_t unit, Range range) {
 
 }  // namespace
 
-AdamW::AdamW(ShardStore& store, MemoryResource& memory, Grouping grouping)
-    : store_(store), grouping_(std::move(grouping)) {
+/// A part of a parameter that this rank steps: what lies in the shard of `owner`.
+struct Optimizer::Piece {
+  int owner;
+  std::size_t unit;
+  std::size_t param;
+  const Rule& rule;
+  std::int64_t step;
+  Weights weights;
+  std::span<const float> grad;
+  States states{};
+};
+
+Optimizer::Optimizer(ShardStore& store, Communicator& communicator, MemoryResource& memory, Grouping grouping,
+                     const Rule& rule)
+    : store_(store), communicator_(communicator), rule_(rule), grouping_(std::move(grouping)) {
   for (const std::vector<int>& params : grouping_) steps_.emplace_back(params.size(), 0);
-  store_.hold_states(states_of_adamw, memory);
+  store_.hold_states(states_of(rule), memory);
 }
 
-void require_groups(std::size_t given, std::size_t wanted) {
-  if (given >= wanted) return;
-  throw InvalidArgument("step: " + std::to_string(given) + " groups of hyperparameters for " + std::to_string(wanted) +
-                        " groups of parameters");
+void require_rules(std::span<const Rule> rules, std::size_t wanted, const Rule& made) {
+  if (rules.size() < wanted) {
+    throw InvalidArgument("step: " + std::to_string(rules.size()) + " groups of hyperparameters for " +
+                          std::to_string(wanted) + " groups of parameters");
+  }
+  for (const Rule& rule : rules) {
+    if (rule.index() == made.index()) continue;
+    throw InvalidArgument("step: the optimizer was made for " + std::string(name_of(made)) + ", and a group is of " +
+                          std::string(name_of(rule)) + ", which keeps other states");
+  }
 }
 
 std::size_t group_count(const Grouping& grouping) {
@@ -40,32 +60,59 @@ std::size_t group_count(const Grouping& grouping) {
   return count;
 }
 
-void AdamW::step(std::span<const AdamWGroup> groups, const Presence& present, float grad_scale) {
-  require_groups(groups.size(), group_count(grouping_));
-  for (std::size_t unit = 0; unit < store_.unit_count(); ++unit) {
-    if (store_.holds(unit, Role::exp_avg)) step_unit(unit, groups, grad_scale, present[unit]);
+void Optimizer::step(std::span<const Rule> rules, const Presence& present, float grad_scale) {
+  require_rules(rules, group_count(grouping_), rule_);
+  count_steps(present);
+  if (!is_normed(rule_)) {
+    return for_pieces(rules, present, [&](const Piece& piece) {
+      update(piece.rule, {piece.step, grad_scale}, piece.weights, piece.grad, piece.states);
+    });
+  }
+  TrustRatios ratios(store_, communicator_);
+  for_pieces(rules, present, [&](const Piece& piece) {
+    ratios.part(piece.owner, piece.unit, piece.param) =
+        take(piece.rule, {piece.step, grad_scale}, piece.weights, piece.grad, piece.states);
+  });
+  ratios.exchange();
+  for_pieces(rules, present, [&](const Piece& piece) {
+    const float ratio = ratios.of(piece.unit, piece.param);
+    move(piece.rule, {piece.step, grad_scale}, ratio, piece.weights, piece.states);
+  });
+}
+
+bool Optimizer::steps_param(std::size_t unit, std::size_t param, const Presence& present) const {
+  return store_.holds(unit, Role::grad) && present[unit][param] && grouping_[unit][param] != no_group;
+}
+
+void Optimizer::count_steps(const Presence& present) {
+  for (std::size_t unit = 0; unit < steps_.size(); ++unit) {
+    for (std::size_t param = 0; param < steps_[unit].size(); ++param) {
+      steps_[unit][param] += steps_param(unit, param, present) ? 1 : 0;
+    }
   }
 }
 
-void AdamW::step_unit(std::size_t unit, std::span<const AdamWGroup> groups, float grad_scale,
-                      const std::vector<bool>& present) {
-  const Layout& layout = store_.layout(unit);
-  const Range held = store_.stepped_range(unit);
-  const TimedScope timed(timeline_, Activity::step, Hold::work, layout.unit().name, held.size() * sizeof(float), {});
-  const auto stepped = [&](std::size_t param) { return present[param] && grouping_[unit][param] != no_group; };
-  for (std::size_t param = 0; param < present.size(); ++param) steps_[unit][param] += stepped(param) ? 1 : 0;
-  for (const Segment& segment : layout.segments(held)) {
-    if (!stepped(segment.param)) continue;
-    const AdamWGroup& group = groups[static_cast<std::size_t>(grouping_[unit][segment.param])];
+void Optimizer::for_pieces(std::span<const Rule> rules, const Presence& present, const Visit& visit) const {
+  for (std::size_t unit = 0; unit < store_.unit_count(); ++unit) {
+    if (!store_.holds(unit, Role::grad)) continue;
+    const std::size_t bytes = store_.stepped_range(unit).size() * sizeof(float);
+    const TimedScope timed(timeline_, Activity::step, Hold::work, store_.layout(unit).unit().name, bytes, {});
+    for (const int owner : store_.stepped_shards()) visit_shard(owner, unit, rules, present, visit);
+  }
+}
+
+void Optimizer::visit_shard(int owner, std::size_t unit, std::span<const Rule> rules, const Presence& present,
+                            const Visit& visit) const {
+  const std::span<const Role> roles = states_of(rule_);
+  for (const Segment& segment : store_.layout(unit).segments(store_.layout(unit).shard(owner))) {
+    const std::size_t param = segment.param;
+    if (!steps_param(unit, param, present)) continue;
+    const Rule& rule = rules[static_cast<std::size_t>(grouping_[unit][param])];
     const auto part = [&](Role role) { return store_.held_part(unit, role, segment.range); };
-    adamw({.lr = group.lr,
-           .beta1 = group.beta1,
-           .beta2 = group.beta2,
-           .eps = group.eps,
-           .weight_decay = group.weight_decay,
-           .step = steps_[unit][segment.param],
-           .grad_scale = grad_scale},
-          weights_of(store_, unit, segment.range), part(Role::grad), part(Role::exp_avg), part(Role::exp_avg_sq));
+    Piece piece{owner,           unit, param, rule, steps_[unit][param], weights_of(store_, unit, segment.range),
+                part(Role::grad)};
+    for (std::size_t i = 0; i < roles.size(); ++i) piece.states[i] = part(roles[i]);
+    visit(piece);
   }
 }
 

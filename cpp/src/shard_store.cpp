@@ -1,6 +1,7 @@
 #include "aliquot/shard_store.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <utility>
 
@@ -18,13 +19,15 @@ std::string_view name_of(Role role) {
     case Role::grad: return "grad";
     case Role::exp_avg: return "exp_avg";
     case Role::exp_avg_sq: return "exp_avg_sq";
+    case Role::momentum_buffer: return "momentum_buffer";
+    case Role::sum: return "sum";
   }
   throw InvalidArgument("unknown role");
 }
 
 ShardStore::ShardStore(std::vector<UnitSpec> units, Stage stage, Communicator& communicator, MemoryResource& memory,
                        StoreOptions options)
-    : stage_(stage), options_(std::move(options)), rank_(communicator.rank()) {
+    : stage_(stage), options_(std::move(options)), rank_(communicator.rank()), world_size_(communicator.world_size()) {
   for (UnitSpec& unit : units) {
     require_possible(unit, memory);
     layouts_.emplace_back(std::move(unit), communicator.world_size());
@@ -171,6 +174,13 @@ Range ShardStore::held_range(std::size_t unit, Role role) const {
 
 Range ShardStore::stepped_range(std::size_t unit) const {
   return layout(unit).unit().trainable ? held_range(unit, Role::master) : Range{};
+}
+
+std::vector<int> ShardStore::stepped_shards() const {
+  if (stage_.shards_states()) return {rank_};
+  std::vector<int> ranks(static_cast<std::size_t>(world_size_));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
 }
 
 std::span<float> ShardStore::held_part(std::size_t unit, Role role, Range range) const {

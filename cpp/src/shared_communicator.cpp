@@ -24,6 +24,10 @@ SharedCommunicator::SharedCommunicator(std::string_view name, std::shared_ptr<Sh
 
 SharedCommunicator::~SharedCommunicator() { SharedCommunicator::leave(); }
 
+void SharedCommunicator::follow(ControlChannel& channel) {
+  following_ = channel.on_fault([this](int lost, const std::string& text) { waiter_.fail(lost, text); });
+}
+
 // A process forked off a rank inherits the object, but is not the rank.
 void SharedCommunicator::leave() noexcept {
   if (getpid() != creator_) return;

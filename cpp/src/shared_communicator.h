@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "aliquot/communicator.h"
+#include "aliquot/control.h"
 #include "process.h"
 #include "shared_memory.h"
 #include "shared_world.h"
@@ -23,6 +24,9 @@ class SharedCommunicator final : public Communicator {
   SharedCommunicator(std::string_view name, std::shared_ptr<SharedMemory> control, int rank, int world_size,
                      std::chrono::milliseconds timeout, std::vector<std::optional<Process>> peers);
   ~SharedCommunicator() override;
+
+  /// Ends all waits when `channel` has a fault.
+  void follow(ControlChannel& channel);
 
   std::string_view name() const noexcept override { return name_; }
   bool one_sided() const noexcept override { return true; }
@@ -87,6 +91,7 @@ class SharedCommunicator final : public Communicator {
   pid_t creator_;
   Group all_;
   std::vector<Group> pairs_;
+  std::shared_ptr<void> following_;  // the last: it uses the others
 };
 
 }  // namespace aliquot

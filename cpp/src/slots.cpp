@@ -97,6 +97,18 @@ void Slots::filled(std::size_t unit, std::uint32_t epoch, std::uint64_t launch) 
 
 void Slots::forget(std::size_t unit) { slots_[*homes_[unit]].content.reset(); }
 
+void Slots::forget_all() {
+  for (Slot& slot : slots_) slot.content.reset();
+}
+
+void Slots::renew() {
+  forget_all();
+  for (Slot& slot : slots_) {
+    slot.filled = Event(memory_.device());
+    slot.released = Event(memory_.device());
+  }
+}
+
 void Slots::poison(std::size_t unit, Stream stream) {
   Slot& slot = slots_[*homes_[unit]];
   if (!slot.in_ring) return;               // nobody overwrites it

@@ -83,12 +83,14 @@ std::vector<std::unique_ptr<Communicator>> make_thread_communicators(int world_s
 
 std::unique_ptr<Communicator> make_shared_memory_communicator(const KeyValueStore& store, const std::string& name,
                                                               int rank, int world_size,
-                                                              std::chrono::milliseconds timeout) {
+                                                              std::chrono::milliseconds timeout,
+                                                              ControlChannel* channel) {
   require_rank(rank, world_size);
   const auto identities = exchange_identities(store, name, rank, world_size);
   const auto control = exchange_memory(store, name, rank, identities[0].pid, SharedWorld::bytes(world_size));
   auto communicator = std::make_unique<SharedCommunicator>("shared_memory", control, rank, world_size, timeout,
                                                            watch(identities, rank));
+  if (channel != nullptr) communicator->follow(*channel);
   communicator->barrier({"connect", name});
   control->close_file();
   return communicator;

@@ -8,6 +8,7 @@
 
 #include "aliquot/error.h"
 #include "observation.h"
+#include "rank.h"
 
 namespace aliquot {
 namespace {
@@ -38,12 +39,6 @@ bool spin(const std::function<bool()>& ready) {
     sched_yield();
   } while (std::chrono::steady_clock::now() < end);
   return false;
-}
-
-std::string list_of(const std::vector<int>& ranks) {
-  std::string text;
-  for (const int rank : ranks) text += (text.empty() ? "rank " : ", rank ") + std::to_string(rank);
-  return ranks.empty() ? "unknown" : text;
 }
 
 }  // namespace

@@ -15,15 +15,17 @@ from aliquot._core import (
     PeerLost,
     __version__,
 )
+from aliquot.clip import clip_grad_norm_
 from aliquot.control import no_sync, reset_step
-from aliquot.lamb import LAMB
+from aliquot.graph import graph
 from aliquot.muon import Muon
-from aliquot.optim import AdamW, clip_grad_norm_
+from aliquot.optim import LAMB, SGD, Adagrad, Adam, AdamW, Lion
 from aliquot.precision import Precision
 from aliquot.profile import Profile, Times, profile
 from aliquot.scaler import GradScaler
 from aliquot.shard import shard
 from aliquot.stats import Stats, stats
+from aliquot.stopping import request_stop, should_stop
 from aliquot.torch_optimizer import TorchOptimizer
 from aliquot.values import full_state_dict, gathered, load_full_state_dict
 from aliquot.world import World, init
@@ -31,19 +33,28 @@ from aliquot.world import World, init
 if TYPE_CHECKING:
     from aliquot.checkpoint.load import Loaded, load_checkpoint
     from aliquot.checkpoint.save import save_checkpoint
+    from aliquot.interchange.model import load_dcp, load_pretrained, save_dcp, save_pretrained
 
-_WITH_CHECKPOINTS = {"Loaded": "load", "load_checkpoint": "load", "save_checkpoint": "save"}
+_LATER = {
+    "checkpoint.load": ("Loaded", "load_checkpoint"),
+    "checkpoint.save": ("save_checkpoint",),
+    "interchange.model": ("load_dcp", "load_pretrained", "save_dcp", "save_pretrained"),
+}
 
 
 def __getattr__(name: str) -> object:
     """Checkpoints need pydantic, which is not imported before they are asked for."""
-    if name in _WITH_CHECKPOINTS:
-        return getattr(import_module(f"aliquot.checkpoint.{_WITH_CHECKPOINTS[name]}"), name)
+    for module, names in _LATER.items():
+        if name in names:
+            return getattr(import_module(f"aliquot.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
     "LAMB",
+    "SGD",
+    "Adagrad",
+    "Adam",
     "AdamW",
     "CheckpointError",
     "CommunicatorError",
@@ -51,6 +62,7 @@ __all__ = [
     "Error",
     "GradScaler",
     "InvalidArgument",
+    "Lion",
     "Loaded",
     "Muon",
     "OutOfMemory",
@@ -65,13 +77,20 @@ __all__ = [
     "clip_grad_norm_",
     "full_state_dict",
     "gathered",
+    "graph",
     "init",
     "load_checkpoint",
+    "load_dcp",
     "load_full_state_dict",
+    "load_pretrained",
     "no_sync",
     "profile",
+    "request_stop",
     "reset_step",
     "save_checkpoint",
+    "save_dcp",
+    "save_pretrained",
     "shard",
+    "should_stop",
     "stats",
 ]

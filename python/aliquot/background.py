@@ -46,6 +46,11 @@ class Background:
         if error is not None:
             raise error
 
+    def end(self) -> None:
+        """Waits for the save, at the end of the process; its error is in the log."""
+        if self._thread is not None:
+            self._thread.join()
+
     def poll(self, communicator: _core.Communicator) -> None:
         """Raises the save's error once all ranks know how it went. Collective while there is one."""
         if self._thread is None:

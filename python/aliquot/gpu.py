@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch._C._distributed_c10d import Store
 
 from aliquot import _core
 from aliquot._core import DeviceError
+from aliquot.rendezvous import Rendezvous
 
 
 class NcclCommunicator(Protocol):
@@ -43,28 +43,24 @@ def claim(index: int, transport: str) -> torch.device:
     return device
 
 
-def peer_communicator(
-    store: Store, rank: int, world_size: int, timeout: float, device: torch.device
-) -> _core.Communicator:
+def peer_communicator(met: Rendezvous, device: torch.device) -> _core.Communicator:
     """A communicator of GPUs that map each other's memory."""
     return _core.peer_communicator(
-        store.set, lambda key: store.get(key).decode(), "peer", rank, world_size, timeout, device.index
+        met.set, met.get, "peer", met.rank, met.world_size, met.timeout, device.index, met.control
     )
 
 
-def map_each_other(store: Store, rank: int, world_size: int, timeout: float, index: int) -> bool:
+def map_each_other(met: Rendezvous, index: int) -> bool:
     """Whether all ranks' GPUs, of which this rank has the `index`-th, map each other's memory. Collective."""
-    if world_size == 1:
+    if met.world_size == 1:
         return _core.can_map_peers(_core.world_of_one(), index)
     between = _core.shared_memory_communicator(
-        store.set, lambda key: store.get(key).decode(), "choose", rank, world_size, timeout
+        met.set, met.get, "choose", met.rank, met.world_size, met.timeout, met.control
     )
     return _core.can_map_peers(between, index)
 
 
-def nccl_communicator(
-    store: Store, rank: int, world_size: int, timeout: float, device: torch.device, origin: Origin | None
-) -> _core.Communicator:
+def nccl_communicator(met: Rendezvous, device: torch.device, origin: Origin | None) -> _core.Communicator:
     """A communicator of the ranks' GPUs."""
     if (library := _library()) is not None:
         _core.set_nccl_library(str(library))
@@ -76,8 +72,8 @@ def nccl_communicator(
     elif origin is not None:
         address = origin.comm
     return _core.nccl_communicator(
-        store.set, lambda key: store.get(key).decode(), "nccl", rank, world_size, timeout, device.index,
-        unique_id, address,
+        met.set, met.get, "nccl", met.rank, met.world_size, met.timeout, device.index,
+        unique_id, address, met.control,
     )  # fmt: skip
 
 

@@ -1,26 +1,18 @@
-"""AdamW over the shards, and clipping."""
+"""The fused optimizers, as torch.optim defines them, over a sharded model."""
 
 from __future__ import annotations
 
-import math
-import weakref
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from aliquot import _core
-from aliquot._core import Error
-from aliquot.places import Place
-from aliquot.sharded import sharded
-from aliquot.sharded_optimizer import Params, ShardedOptimizer, require_possible, require_reduced
-from aliquot.states import Scalars, State, steps_of
-
-NO_GROUP = -1
+from aliquot._core import InvalidArgument
+from aliquot.fused import FusedOptimizer
+from aliquot.sharded_optimizer import Params
 
 
-class AdamW(ShardedOptimizer):
+class AdamW(FusedOptimizer):
     """AdamW (https://arxiv.org/abs/1711.05101), as `torch.optim.AdamW` defines it, over a sharded model.
 
     `params`: the model's parameters or groups of them, as in torch; all by default. Groups may differ in every
@@ -35,6 +27,169 @@ class AdamW(ShardedOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        params: Params | None = None,
+        max_grad_norm: float | None = None,
+        max_skipped: int = 20,
+    ) -> None:
+        defaults = {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
+            "maximize": maximize,
+        }  # fmt: skip
+        super().__init__(model, params, defaults, max_grad_norm, max_skipped)
+
+    def _rule(self, group: dict[str, Any]) -> _core.Rule:
+        return _core.AdamW(*_adam(group))
+
+
+class Adam(AdamW):
+    """Adam (https://arxiv.org/abs/1412.6980), as `torch.optim.Adam` defines it: `weight_decay` is a part of the
+    gradient. `params`, `max_grad_norm`, `max_skipped`: as for `AdamW`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        params: Params | None = None,
+        max_grad_norm: float | None = None,
+        max_skipped: int = 20,
+    ) -> None:
+        super().__init__(
+            model, lr, betas, eps, weight_decay, amsgrad,
+            maximize=maximize, params=params, max_grad_norm=max_grad_norm, max_skipped=max_skipped,
+        )  # fmt: skip
+
+    def _rule(self, group: dict[str, Any]) -> _core.Rule:
+        return _core.Adam(*_adam(group))
+
+
+class SGD(FusedOptimizer):
+    """Gradient descent, with momentum if there is any, as `torch.optim.SGD` defines it.
+
+    Without momentum there are no states; then no group may get momentum later. `params`, `max_grad_norm`,
+    `max_skipped`: as for `AdamW`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        params: Params | None = None,
+        max_grad_norm: float | None = None,
+        max_skipped: int = 20,
+    ) -> None:
+        defaults = {
+            "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
+            "nesterov": nesterov, "maximize": maximize,
+        }  # fmt: skip
+        super().__init__(model, params, defaults, max_grad_norm, max_skipped)
+
+    def _begin(self) -> None:
+        self._has_momentum = any(group["momentum"] for group in self.param_groups)
+        super()._begin()
+
+    def _rule(self, group: dict[str, Any]) -> _core.Rule:
+        lr, momentum, dampening = float(group["lr"]), float(group["momentum"]), float(group["dampening"])
+        decay, nesterov = float(group["weight_decay"]), bool(group["nesterov"])
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise InvalidArgument(f"SGD: nesterov takes momentum, not {momentum}, and no dampening, not {dampening}")
+        if self._has_momentum:
+            return _core.MomentumSgd(lr, momentum, dampening, decay, nesterov)
+        if momentum:
+            raise InvalidArgument(
+                f"SGD: a group has momentum {momentum}, but the optimizer was made without, and so without states: "
+                "make it with momentum in one group at least"
+            )
+        return _core.Sgd(lr, decay)
+
+
+class Lion(FusedOptimizer):
+    """Lion (https://arxiv.org/abs/2302.06675, algorithm 2).
+
+    Each element moves by `lr`, so that takes a third to a tenth of AdamW's, and `weight_decay` as many times AdamW's.
+    `params`, `max_grad_norm`, `max_skipped`: as for `AdamW`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        params: Params | None = None,
+        max_grad_norm: float | None = None,
+        max_skipped: int = 20,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        super().__init__(model, params, defaults, max_grad_norm, max_skipped)
+
+    def _rule(self, group: dict[str, Any]) -> _core.Rule:
+        beta1, beta2 = group["betas"]
+        return _core.Lion(float(group["lr"]), float(beta1), float(beta2), float(group["weight_decay"]))
+
+
+class Adagrad(FusedOptimizer):
+    """Adagrad (https://jmlr.org/papers/v12/duchi11a.html), as `torch.optim.Adagrad` defines it.
+
+    `params`, `max_grad_norm`, `max_skipped`: as for `AdamW`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        maximize: bool = False,
+        params: Params | None = None,
+        max_grad_norm: float | None = None,
+        max_skipped: int = 20,
+    ) -> None:
+        defaults = {
+            "lr": lr, "lr_decay": lr_decay, "weight_decay": weight_decay,
+            "initial_accumulator_value": initial_accumulator_value, "eps": eps, "maximize": maximize,
+        }  # fmt: skip
+        super().__init__(model, params, defaults, max_grad_norm, max_skipped)
+
+    def _rule(self, group: dict[str, Any]) -> _core.Rule:
+        names = ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
+        return _core.Adagrad(*(float(group[name]) for name in names))
+
+
+class LAMB(FusedOptimizer):
+    """LAMB (You et al., 2020, https://arxiv.org/abs/1904.00962, algorithm 2, with phi the identity).
+
+    An AdamW whose update of each parameter is as long as the parameter times `lr`: the ratio of their norms is taken
+    over the whole parameter, of which ranks hold parts. It is 1 where one of them is zero. `params`, `max_grad_norm`,
+    `max_skipped`: as for `AdamW`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 1e-2,
         *,
         params: Params | None = None,
         max_grad_norm: float | None = None,
@@ -43,110 +198,10 @@ class AdamW(ShardedOptimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(model, params, defaults, max_grad_norm, max_skipped)
 
-    def _begin(self) -> None:
-        for group in self.param_groups:
-            require_possible(self, group)
-        self.model.engine.set_groups(self._grouping())
-        self.model.adamw = weakref.ref(self)
-
-    def _extend(self, group: dict[str, Any]) -> None:
-        require_possible(self, group)
-        self._require_current()
-        self.model.engine.regroup(self._grouping())
-
-    def _require_current(self) -> None:
-        if self.model.adamw is None or self.model.adamw() is not self:
-            raise Error(
-                "another AdamW was made for this model since, and has taken the place of this one's states. Give one "
-                "AdamW all groups (params=[{...}, {...}]), or step some with aliquot.TorchOptimizer"
-            )
-
-    def _update(self) -> _core.StepResult:
-        self._require_current()
-        groups = [_core_group(group) for group in self.param_groups]
-        return self.model.engine.step(groups, self.max_grad_norm, self.model.stream())
-
-    @property
-    def grad_norm(self) -> torch.Tensor:
-        """As of every optimizer. On a device asking for it does not wait."""
-        if address := self.model.engine.device_state():
-            return self.model.tensor_at(address, (), torch.float64).float()
-        return super().grad_norm
-
-    def _skips_in_a_row(self, result: _core.StepResult) -> int:
-        """On a device the result may be of an earlier step than the last: the host does not wait."""
-        return result.skipped_in_a_row if self.model.engine.device_state() else super()._skips_in_a_row(result)
-
-    state_names = frozenset(("exp_avg", "exp_avg_sq"))
-
-    def states(self) -> Iterator[State]:
-        """The moments, of what this rank saves."""
-        self._require_current()
-        for place, begin, role, value in self._moments(self.model.engine.parts_to_save):
-            yield State(role, place, begin, value)
-
-    def scalars(self) -> Scalars:
-        """How often each parameter was stepped."""
-        steps = self.model.engine.param_steps(self.model.stream())
-        return {place.name: {"steps": steps[place.unit.index][place.index]} for place in self.places()}
-
-    def prepare(self, states: Iterable[State], scalars: Scalars) -> Callable[[], None]:
-        """See ShardedOptimizer."""
-        self._require_current()
-        given = {(state.name, state.place, state.begin): state.value for state in states}
-        steps = self.model.engine.param_steps(self.model.stream())
-        for place in self.places():
-            steps[place.unit.index][place.index] = steps_of(scalars, place)
-
-        def put() -> None:
-            for place, begin, role, value in self._moments(self.model.engine.parts_to_load):
-                if (given_value := given.get((role, place, begin))) is not None:
-                    value.copy_(given_value)
-                else:
-                    value.zero_()
-            self.model.engine.set_param_steps(steps, self.model.stream())
-
-        return put
-
-    def _moments(
-        self, parts_of: Callable[[int, str], list[tuple[int, int, int, int]]]
-    ) -> Iterator[tuple[Place, int, str, torch.Tensor]]:
-        """Place, first element, role and values of the parts that the engine names."""
-        places = set(self.places())
-        for unit in self.model.units:
-            for role in sorted(self.state_names) if unit.trainable else ():
-                for index, begin, numel, address in parts_of(unit.index, role):
-                    if (place := unit.places[index]) in places:
-                        yield place, begin, role, self.model.tensor_at(address, (numel,), torch.float32)
-
-    def _grouping(self) -> list[list[int]]:
-        grouping = [[NO_GROUP] * len(unit.params) for unit in self.model.units]
-        for number, group in enumerate(self.param_groups):
-            for param in group["params"]:
-                place = self._place_of(param)
-                grouping[place.unit.index][place.index] = number
-        return grouping
+    def _rule(self, group: dict[str, Any]) -> _core.Rule:
+        return _core.Lamb(*_adam(group))
 
 
-def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
-    """Scales the gradients in the store so that their global norm is at most `max_norm`; returns the norm before.
-
-    Every rank calls it, between backward and step. `AdamW(max_grad_norm=)` does the same without a pass of its own.
-    Gradients that are not finite are left alone, and the norm is NaN: the step will skip them.
-    """
-    state = sharded(model)
-    require_reduced(state)
-    report = state.engine.gradient_report(state.stream())
-    if report.non_finite:
-        return torch.tensor(math.nan)
-    factor = max_norm / (report.norm + 1e-6)
-    if factor < 1:
-        state.engine.scale_gradients(factor, state.stream())
-    return torch.tensor(report.norm)
-
-
-def _core_group(group: dict[str, Any]) -> _core.AdamWGroup:
+def _adam(group: dict[str, Any]) -> tuple[float, float, float, float, float]:
     beta1, beta2 = group["betas"]
-    return _core.AdamWGroup(
-        float(group["lr"]), float(beta1), float(beta2), float(group["eps"]), float(group["weight_decay"])
-    )
+    return float(group["lr"]), float(beta1), float(beta2), float(group["eps"]), float(group["weight_decay"])

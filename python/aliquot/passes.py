@@ -215,6 +215,7 @@ class Passes:
     def end_step(self) -> None:
         """After the optimizer's step: no graph from before it will be walked."""
         self.model.accumulating = False
+        self.model.world.control.advance()
         for unit in self.model.units:
             unit.expected = 0
             unit.held = False

@@ -52,7 +52,7 @@ def shard(
     chosen.require_kept(model)
     world = init()
     plan = plan_units(model, units, chosen)
-    require_agreement(world.communicator, "shard different models", _description(plan, stage, chosen))
+    require_agreement(world, "shard different models", _description(plan, stage, chosen))
     values = initial_values(model, world.device)
     engine = _core.Engine(
         _specs(plan), world.communicator, stage=stage, slots=slots, ahead_bytes=prefetch_bytes,
@@ -106,7 +106,7 @@ def _specs(plan: Plan) -> list[_core.UnitSpec]:
 
 
 def _description(plan: Plan, stage: int, precision: Precision) -> Iterator[str]:
-    yield f"aliquot {_core.__version__}, stage {stage}, master {precision.master}, gradients {precision.gradients}"
+    yield f"stage {stage}, master {precision.master}, gradients {precision.gradients}"
     yield f"casts inputs: {precision.casts_inputs}"
     for group in plan.groups:
         for name, param in zip(group.names, group.params, strict=True):

@@ -46,8 +46,8 @@ class ShardedModel:
         ]
         of_group = dict(zip(plan.groups, self.units, strict=True))
         self.needs = {module: [of_group[group] for group in groups] for module, groups in plan.needs.items()}
-        self.adamw: weakref.ref[object] | None = None
-        """The AdamW whose states and groups the engine has."""
+        self.fused: weakref.ref[object] | None = None
+        """The optimizer whose states and groups the engine has."""
         self.scaler: GradScaler | None = None
         """Sets the engine's loss scale."""
         self.scale_moved = False

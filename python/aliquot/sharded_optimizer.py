@@ -6,7 +6,7 @@ import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, NoReturn, overload
+from typing import Any, NoReturn, overload
 
 import torch
 from torch import nn
@@ -61,7 +61,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
     def _update(self) -> _core.StepResult:
         """Updates the parameters, or skips."""
 
-    state_names: ClassVar[frozenset[str] | None] = None
+    state_names: frozenset[str] | None = None
     """Of the states that each parameter has, if it has any; None: whatever a checkpoint says."""
 
     @property
@@ -102,7 +102,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         result = self._update()
         self.model.passes.end_step()
         self.model.note_change()
-        self._note(result)
+        self.note(result)
         return loss
 
     @property
@@ -110,7 +110,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
         """Norm of the last step's gradients before clipping, a scalar; NaN if not finite."""
         return torch.tensor(math.nan if self._result is None or self._result.skipped else self._result.grad_norm)
 
-    def _note(self, result: _core.StepResult) -> None:
+    def note(self, result: _core.StepResult) -> None:
+        """Remembers how a step went; tells of a skipped one, and raises where too many were."""
         new = self._result is None or result.steps_skipped > self._result.steps_skipped
         self._result = result
         self.skipped_in_a_row = self._skips_in_a_row(result)
@@ -155,7 +156,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
 
     def _require_agreement(self, groups: list[dict[str, Any]]) -> None:
         """Raises an error on every rank if they differ. Collective."""
-        require_agreement(self.model.world.communicator, "make different optimizers", self._description(groups))
+        require_agreement(self.model.world, "make different optimizers", self._description(groups))
 
     def _description(self, groups: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{type(self).__name__} with max_grad_norm {self.max_grad_norm}"
@@ -202,17 +203,3 @@ def require_reduced(model: ShardedModel) -> None:
                 "(run the last one before the step outside of it), or from one that did not pass the forward of "
                 "a module that aliquot.shard hooked (call the model itself, or name the modules you call in units=)"
             )
-
-
-def require_possible(optimizer: ShardedOptimizer, group: dict[str, Any]) -> None:
-    """Refuses hyperparameters of the Adam family that can't be right."""
-    beta1, beta2 = group["betas"]
-    fine = {
-        "lr": float(group["lr"]) >= 0,
-        "betas": 0 <= beta1 < 1 and 0 <= beta2 < 1,
-        "eps": group["eps"] >= 0,
-        "weight_decay": group["weight_decay"] >= 0,
-    }
-    for name, good in fine.items():
-        if not good:
-            raise InvalidArgument(f"{type(optimizer).__name__}: {name} is {group[name]}")

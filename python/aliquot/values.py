@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
 
-from aliquot._core import Error, InvalidArgument
+from aliquot._core import CheckpointError, Error, InvalidArgument
 from aliquot.places import Place
 from aliquot.sharded import ShardedModel, sharded
 from aliquot.unit import Unit
@@ -76,7 +76,7 @@ def gathered(what: nn.Module | Iterable[nn.Parameter], write: bool = False) -> I
     except Exception as error:
         if write:
             with suppress(Error):  # peers that are gone need no telling, and the user's own error counts
-                _first_problem(model, "gathered", f"rank {model.world.rank} raised {error!r}")
+                first_problem(model, "gathered", f"rank {model.world.rank} raised {error!r}")
         raise
     finally:
         for unit, places in kept:
@@ -85,7 +85,7 @@ def gathered(what: nn.Module | Iterable[nn.Parameter], write: bool = False) -> I
             unit.private -= 1
             unit.close()
     if write:
-        problem = _first_problem(model, "gathered")
+        problem = first_problem(model, "gathered")
         if problem:
             raise Error(f"{problem} under aliquot.gathered(model, write=True): nothing was written, on any rank")
         with writing(model) as put:
@@ -152,44 +152,74 @@ def full_state_dict(model: nn.Module, all_ranks: bool = False) -> dict[str, torc
     }
 
 
+def full_values(model: ShardedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and full values of parameters, and then of buffers; tied ones once. One unit is in memory at a time.
+
+    Every rank goes through all of it. Collective on two-sided transports.
+    """
+    names = names_of_tensors(model.root)
+    for unit in model.units:
+        yield from zip((names[param][0] for param in unit.params), read_unit(model, unit), strict=True)
+    yield from ((of[0], buffer.detach()) for buffer, of in names.items() if not isinstance(buffer, nn.Parameter))
+
+
 def load_full_state_dict(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> None:
     """Takes parameters and buffers from a full state dict; rank 0's counts, other ranks' may be empty.
 
     Every rank calls it. Names and shapes must match; nothing is changed if they don't. Of tied parameters one name is
-    enough. A mapping that reads each tensor when it is asked for it needs memory for one at a time.
+    enough. A mapping that reads each tensor when it is asked for it needs memory for one at a time
+    (`aliquot.load_pretrained` reads files so).
     """
-    state = sharded(model)
+    state, call = sharded(model), "load_full_state_dict"
     state.require_bound()
-    buffers = {name: tensor for name, tensor in _entries(model) if not isinstance(tensor, nn.Parameter)}
-    problem = _first_problem(
-        state, "load_full_state_dict", _mismatch(model, state_dict) if state.world.rank == 0 else ""
-    )
-    if problem:
-        raise InvalidArgument(problem)
-    names = names_of_tensors(model)
-    with writing(state) as write:
-        for unit in state.units:
+    problem = ""
+    if state.world.rank == 0:
+        problem = mismatch(model, state_dict.keys(), lambda name: state_dict[name].shape)
+    if problem := first_problem(state, call, problem):
+        raise InvalidArgument(f"{call}: {problem}")
+    overwrite(state, call, state_dict)
+
+
+def overwrite(model: ShardedModel, call: str, given: Mapping[str, torch.Tensor]) -> None:
+    """Reads rank 0's tensors one after the other into parameters and buffers, which they match. Collective.
+
+    Where one can't be read, all ranks raise the same CheckpointError; those before it have new values then.
+    """
+
+    def read(names: list[str], like: torch.Tensor) -> torch.Tensor:
+        value, problem = like, ""
+        if model.world.rank == 0:
+            try:
+                value = given[next(name for name in names if name in given)]
+            except Exception as error:
+                problem = f"{call}: {names[0]} can't be read, and part of the model has new values: {error}"
+        if problem := first_problem(model, call, problem):
+            raise CheckpointError(problem)
+        return value
+
+    names = names_of_tensors(model.root)
+    with writing(model) as write:
+        for unit in model.units:
             for place, param in zip(unit.places, unit.params, strict=True):
-                mine = state.world.rank == 0
-                write(place, _given(state_dict, names[param]) if mine else torch.empty(place.shape))
-    state.note_change()
-    for name, buffer in buffers.items():
-        value = state_dict[name] if state.world.rank == 0 else buffer
-        same = value.detach().to(buffer, copy=True).contiguous()
-        state.broadcast(name, same)
+                write(place, read(names[param], torch.zeros(()).expand(place.shape)))
+    model.note_change()
+    for buffer in (tensor for tensor in names if not isinstance(tensor, nn.Parameter)):
+        same = read(names[buffer], buffer).detach().to(buffer, copy=True).contiguous()
+        model.broadcast(names[buffer][0], same)
         buffer.copy_(same)
 
 
-def _mismatch(model: nn.Module, given: Mapping[str, torch.Tensor]) -> str:
+def mismatch(model: nn.Module, given: Set[str], shape_of: Callable[[str], Sequence[int]]) -> str:
+    """What names and shapes of a full state dict have against the model; empty if they are its own."""
     wanted = {name: tensor.shape for name, tensor in _entries(model)}
-    unknown = given.keys() - wanted.keys()
-    missing = {name for names in names_of_tensors(model).values() if not given.keys() & names for name in names}
+    unknown = given - wanted.keys()
+    missing = {name for names in names_of_tensors(model).values() if not given & set(names) for name in names}
     if missing or unknown:
-        return f"load_full_state_dict: missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
+        return f"missing {sorted(missing)[:5]}, unknown {sorted(unknown)[:5]}"
     for name in given:
-        shape = wanted[name]
-        if given[name].shape != shape:
-            return f"load_full_state_dict: {name} has shape {tuple(given[name].shape)}, the model's is {tuple(shape)}"
+        shape = tuple(shape_of(name))
+        if shape != tuple(wanted[name]):
+            return f"{name} has shape {shape}, the model's is {tuple(wanted[name])}"
     return ""
 
 
@@ -201,11 +231,7 @@ def names_of_tensors(model: nn.Module) -> dict[torch.Tensor, list[str]]:
     return names
 
 
-def _given(state_dict: Mapping[str, torch.Tensor], names: list[str]) -> torch.Tensor:
-    return state_dict[next(name for name in names if name in state_dict)]
-
-
-def _first_problem(model: ShardedModel, operation: str, problem: str = "") -> str:
+def first_problem(model: ShardedModel, operation: str, problem: str = "") -> str:
     """What the first rank that has a problem says of it, on every rank."""
     texts = model.world.communicator.all_gather(operation, problem.encode()[:LENGTH].ljust(LENGTH))
     said = (texts[i : i + LENGTH].rstrip().decode(errors="replace") for i in range(0, len(texts), LENGTH))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import platform
 from dataclasses import dataclass, field
@@ -11,12 +10,15 @@ from typing import Literal, get_args
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from torch._C._distributed_c10d import PrefixStore
 
 from aliquot import _core, gpu
 from aliquot._core import InvalidArgument
+from aliquot.agreement import require_same, versions
+from aliquot.aside import while_all_live
 from aliquot.background import Background
+from aliquot.farewell import announce_ending, announce_uncaught, at_end
+from aliquot.rendezvous import Rendezvous, alone, meet
 
 Transport = Literal["auto", "shared_memory", "peer", "nccl", "process_group"]
 CPU = torch.device("cpu")
@@ -35,11 +37,10 @@ class World:
     """Where sharded models live: this rank's GPU on the transports `peer` and `nccl`, the CPU on the others."""
     timeout: float
     """Seconds that any wait for another rank may take."""
-    store: Store | None = None
-    """Where the ranks met, by a connection that nothing waits on; None where there is one rank."""
-    met_at: Store | None = None
-    """The first connection to it, which on rank 0 may be what serves it."""
+    control: _core.ControlChannel
+    """How ranks tell each other that they live, and why they stop; beside every transport."""
     background: Background = field(default_factory=Background)
+    """The save that goes on behind training."""
 
     @property
     def gpu(self) -> int:
@@ -67,7 +68,7 @@ def init(transport: Transport = "auto", timeout: float = 600.0, nccl: gpu.Origin
         raise InvalidArgument(f"transport is {transport!r}; it is one of {', '.join(get_args(Transport))}")
     if _world is None:
         _world = _join(transport, timeout, nccl)
-        atexit.register(_leave)
+        at_end(_leave)
     elif transport not in ("auto", _world.transport) and _world.world_size > 1:
         raise InvalidArgument(f"the world is already up on {_world.transport!r}, it can't be {transport!r} as well")
     return _world
@@ -76,85 +77,81 @@ def init(transport: Transport = "auto", timeout: float = 600.0, nccl: gpu.Origin
 def _leave() -> None:
     """Lets peers see that this rank ends in good order, and not that it was killed."""
     if _world is not None:
+        announce_ending(_world.control)
+        _world.background.end()
         _world.communicator.leave()
+        _world.control.leave()
 
 
 def _join(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> World:
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1 and not dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not dist.is_initialized():
         return _alone(transport, timeout, nccl)
-    store, rank, world_size = _rendezvous(timeout)
-    store = PrefixStore("aliquot", store)
+    met = meet(timeout)
+    announce_uncaught(met.control)
+    require_same(met.control, "are started differently", [f"transport {transport!r}", *versions()], timeout)
     if transport == "auto":
-        transport = "nccl" if nccl is not None else _choose(store, rank, world_size, timeout)
+        transport = "nccl" if nccl is not None else _choose(met)
     device = CPU
     if transport in ("peer", "nccl"):
-        device = gpu.claim(int(os.environ.get("LOCAL_RANK", rank)), transport)
-        communicator = _of_gpus(transport, store, rank, world_size, timeout, device, nccl)
+        device = gpu.claim(int(os.environ.get("LOCAL_RANK", met.rank)), transport)
+        communicator = _of_gpus(transport, met, device, nccl)
     elif transport == "shared_memory":
         communicator = _core.shared_memory_communicator(
-            store.set, lambda key: store.get(key).decode(), "world", rank, world_size, timeout
+            met.set, met.get, "world", met.rank, met.world_size, timeout, met.control
         )
     else:
-        communicator = _process_group(store, rank, world_size, timeout)
-    if world_size == 1:
-        return World(rank, world_size, transport, communicator, device, timeout)
-    connection = store.clone() if hasattr(store, "clone") else store
-    return World(rank, world_size, transport, communicator, device, timeout, connection, store)
+        communicator = _process_group(met)
+    return World(met.rank, met.world_size, transport, communicator, device, timeout, met.control)
 
 
 def _alone(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> World:
     index = int(os.environ.get("LOCAL_RANK", "0"))
+    met = alone(timeout)
     if transport not in ("peer", "nccl") and not (transport == "auto" and gpu.usable(index)):
-        return World(0, 1, "thread", _core.world_of_one(), CPU, timeout)
-    store = HashStore()
+        return World(0, 1, "thread", _core.world_of_one(), CPU, timeout, met.control)
     if transport == "auto":
-        transport = "peer" if nccl is None and gpu.map_each_other(store, 0, 1, timeout, index) else "nccl"
+        transport = "peer" if nccl is None and gpu.map_each_other(met, index) else "nccl"
     device = gpu.claim(index, transport)
-    return World(0, 1, transport, _of_gpus(transport, store, 0, 1, timeout, device, nccl), device, timeout)
+    return World(0, 1, transport, _of_gpus(transport, met, device, nccl), device, timeout, met.control)
 
 
 def _of_gpus(
-    transport: Transport, store: Store, rank: int, world_size: int, timeout: float, device: torch.device,
-    nccl: gpu.Origin | None,
-) -> _core.Communicator:  # fmt: skip
+    transport: Transport, met: Rendezvous, device: torch.device, nccl: gpu.Origin | None
+) -> _core.Communicator:
     if transport == "nccl":
-        return gpu.nccl_communicator(store, rank, world_size, timeout, device, nccl)
+        return gpu.nccl_communicator(met, device, nccl)
     if nccl is not None:
         raise InvalidArgument("init(nccl=) is for the transport nccl, not for peer")
-    return gpu.peer_communicator(store, rank, world_size, timeout, device)
+    return gpu.peer_communicator(met, device)
 
 
-def _rendezvous(timeout: float) -> tuple[Store, int, int]:
-    if dist.is_initialized():
-        return dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
-    store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
-    return store, rank, world_size
-
-
-def _choose(store: Store, rank: int, world_size: int, timeout: float) -> Transport:
+def _choose(met: Rendezvous) -> Transport:
     """The fastest transport that joins all ranks, from what each says of itself."""
-    index = int(os.environ.get("LOCAL_RANK", rank))
+    index = int(os.environ.get("LOCAL_RANK", met.rank))
     usable = gpu.usable(index)
-    store.set(f"place/{rank}", f"{usable:d} {platform.node()}")
-    gpus, hosts = zip(*(store.get(f"place/{other}").decode().split(" ", 1) for other in range(world_size)), strict=True)
+    places = met.control.all_gather("place", f"{usable:d} {platform.node()}".encode(), met.timeout)
+    gpus, hosts = zip(*(place.decode().split(" ", 1) for place in places), strict=True)
     if len(set(hosts)) > 1:
         return "process_group"
     if set(gpus) != {"1"}:
         return "shared_memory"
-    return "peer" if gpu.map_each_other(store, rank, world_size, timeout, index) else "nccl"
+    return "peer" if gpu.map_each_other(met, index) else "nccl"
 
 
-def _process_group(store: Store, rank: int, world_size: int, timeout: float) -> _core.Communicator:
+def _process_group(met: Rendezvous) -> _core.Communicator:
     from aliquot.process_group import ProcessGroup
 
     everything = not dist.is_initialized()
-    if everything:
-        dist.init_process_group(
-            "gloo", store=PrefixStore("group", store), rank=rank, world_size=world_size,
-            timeout=timedelta(seconds=timeout),
-        )  # fmt: skip
-    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-    mover = ProcessGroup(group, store)
-    atexit.register(mover.end, and_all_others=everything)
-    return _core.process_group_communicator(mover, rank, world_size, timeout)
+    group = while_all_live(met.control, lambda: _new_group(met))
+    mover = ProcessGroup(group, met.control)
+    at_end(lambda: mover.end(and_all_others=everything))
+    return _core.process_group_communicator(mover, met.rank, met.world_size, met.timeout)
+
+
+def _new_group(met: Rendezvous) -> dist.ProcessGroup:
+    timeout = timedelta(seconds=met.timeout)
+    if not dist.is_initialized():
+        store = PrefixStore("group", met.store)
+        dist.init_process_group("gloo", store=store, rank=met.rank, world_size=met.world_size, timeout=timeout)
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)
+    return group

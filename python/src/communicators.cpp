@@ -1,6 +1,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include "aliquot/control.h"
 #include "aliquot/error.h"
 #include "aliquot/transports.h"
 #include "register.h"
@@ -15,23 +16,23 @@ std::chrono::milliseconds milliseconds(double seconds) {
 
 std::unique_ptr<Communicator> shared_memory(std::function<void(const std::string&, const std::string&)> set,
                                             std::function<std::string(const std::string&)> get, const std::string& name,
-                                            int rank, int world_size, double timeout) {
+                                            int rank, int world_size, double timeout, ControlChannel* channel) {
   const KeyValueStore store{std::move(set), std::move(get)};
-  return make_shared_memory_communicator(store, name, rank, world_size, milliseconds(timeout));
+  return make_shared_memory_communicator(store, name, rank, world_size, milliseconds(timeout), channel);
 }
 
 /// What a transport of GPUs has beside it.
 std::unique_ptr<Communicator> control(std::function<void(const std::string&, const std::string&)> set,
                                       std::function<std::string(const std::string&)> get, const std::string& name,
-                                      int rank, int world_size, double timeout) {
+                                      int rank, int world_size, double timeout, ControlChannel* channel) {
   if (world_size == 1) return std::move(make_thread_communicators(1, milliseconds(timeout)).front());
-  return shared_memory(std::move(set), std::move(get), name, rank, world_size, timeout);
+  return shared_memory(std::move(set), std::move(get), name, rank, world_size, timeout, channel);
 }
 
 std::unique_ptr<Communicator> peer(std::function<void(const std::string&, const std::string&)> set,
                                    std::function<std::string(const std::string&)> get, const std::string& name,
-                                   int rank, int world_size, double timeout, int device) {
-  auto beside = control(std::move(set), std::move(get), name, rank, world_size, timeout);
+                                   int rank, int world_size, double timeout, int device, ControlChannel* channel) {
+  auto beside = control(std::move(set), std::move(get), name, rank, world_size, timeout, channel);
   const py::gil_scoped_release release;
   return make_peer_communicator(std::move(beside), {Device::Type::cuda, device});
 }
@@ -39,8 +40,8 @@ std::unique_ptr<Communicator> peer(std::function<void(const std::string&, const 
 std::unique_ptr<Communicator> nccl(std::function<void(const std::string&, const std::string&)> set,
                                    std::function<std::string(const std::string&)> get, const std::string& name,
                                    int rank, int world_size, double timeout, int device, const py::bytes& unique_id,
-                                   std::uintptr_t communicator) {
-  auto beside = control(std::move(set), std::move(get), name, rank, world_size, timeout);
+                                   std::uintptr_t communicator, ControlChannel* channel) {
+  auto beside = control(std::move(set), std::move(get), name, rank, world_size, timeout, channel);
   const NcclOrigin origin{std::string(unique_id), reinterpret_cast<void*>(communicator)};
   const py::gil_scoped_release release;
   return make_nccl_communicator(std::move(beside), {Device::Type::cuda, device}, origin);
@@ -113,15 +114,15 @@ void register_communicators(py::module_& module) {
       "world_of_one", [] { return std::move(make_thread_communicators(1).front()); },
       "A communicator for a process that is alone.");
   module.def("shared_memory_communicator", &shared_memory, py::arg("set"), py::arg("get"), py::arg("name"),
-             py::arg("rank"), py::arg("world_size"), py::arg("timeout"),
+             py::arg("rank"), py::arg("world_size"), py::arg("timeout"), py::arg("channel") = nullptr,
              "Ranks are processes of one host, which find each other through the key-value store `set`, `get`.");
   module.def(
       "nccl_communicator", &nccl, py::arg("set"), py::arg("get"), py::arg("name"), py::arg("rank"),
       py::arg("world_size"), py::arg("timeout"), py::arg("device"), py::arg("unique_id") = py::bytes(),
-      py::arg("communicator") = 0,
+      py::arg("communicator") = 0, py::arg("channel") = nullptr,
       "Ranks are GPUs of one host, `device` this rank's. `unique_id` and `communicator` (an address): see NcclOrigin.");
   module.def("peer_communicator", &peer, py::arg("set"), py::arg("get"), py::arg("name"), py::arg("rank"),
-             py::arg("world_size"), py::arg("timeout"), py::arg("device"),
+             py::arg("world_size"), py::arg("timeout"), py::arg("device"), py::arg("channel") = nullptr,
              "Ranks are GPUs of one host that map each other's memory, `device` this rank's.");
   module.def(
       "can_map_peers",

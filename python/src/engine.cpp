@@ -128,11 +128,6 @@ void register_values(py::module_& module) {
              return UnitSpec{std::move(name), std::move(params), dtype_named(dtype), trainable, encloses_units};
            }),
            py::arg("name"), py::arg("params"), py::arg("dtype"), py::arg("trainable"), py::arg("encloses_units"));
-  py::class_<AdamWGroup>(module, "AdamWGroup")
-      .def(py::init([](double lr, double beta1, double beta2, double eps, double weight_decay) {
-             return AdamWGroup{lr, beta1, beta2, eps, weight_decay};
-           }),
-           py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"));
   py::class_<StepResult>(module, "StepResult")
       .def_readonly("grad_norm", &StepResult::grad_norm)
       .def_readonly("skipped", &StepResult::skipped)
@@ -224,10 +219,10 @@ void register_engine(py::module_& module) {
           "end_update", [](Engine& self, Address stream) { self.end_update(stream_at(stream)); }, released)
       .def(
           "step",
-          [](Engine& self, const std::vector<AdamWGroup>& groups, std::optional<double> max_norm, Address stream) {
-            return self.step(groups, max_norm, stream_at(stream));
+          [](Engine& self, const std::vector<Rule>& rules, std::optional<double> max_norm, Address stream) {
+            return self.step(rules, max_norm, stream_at(stream));
           },
-          py::arg("groups"), py::arg("max_norm"), py::arg("stream"), released)
+          py::arg("rules"), py::arg("max_norm"), py::arg("stream"), released)
       .def(
           "device_state", [](const Engine& self) { return address_of(self.device_state()); },
           "Where the last step's norm (fp64) lies on the device, and behind it the clip factor (fp32) and whether the "
@@ -325,6 +320,19 @@ void register_engine(py::module_& module) {
           "numel", [](const Engine& self, std::size_t unit) { return self.layout(unit).numel(); },
           "Elements of the flat unit, padding included.")
       .def("statistics", &Engine::statistics, released)
+      .def("renew", &Engine::renew, released)
+      .def(
+          "begin_capture", [](Engine& self, Address stream) { self.begin_capture(stream_at(stream)); }, released)
+      .def(
+          "end_capture", [](Engine& self, Address stream) { self.end_capture(stream_at(stream)); }, released)
+      .def(
+          "begin_replay",
+          [](Engine& self, const std::vector<Rule>& rules, Address stream) {
+            self.begin_replay(rules, stream_at(stream));
+          },
+          released)
+      .def(
+          "end_replay", [](Engine& self, Address stream) { return self.end_replay(stream_at(stream)); }, released)
       .def("profile", &Engine::profile, py::arg("timeline"), "The timeline must stay until profile(None).");
 }
 

@@ -10,10 +10,12 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "The C++ core of Aliquot. Knows nothing of torch: memory goes in as addresses and out as DLPack.";
   module.attr("__version__") = std::string(version);
   register_errors(module);
+  register_control(module);
   register_communicators(module);
   register_process_group(module);
   register_memory(module);
   register_timeline(module);
+  register_rules(module);
   register_engine(module);
   register_split_master(module);
   register_tensors(module);

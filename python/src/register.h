@@ -10,9 +10,11 @@ namespace py = pybind11;
 
 void register_errors(py::module_& module);
 void register_communicators(py::module_& module);
+void register_control(py::module_& module);
 void register_process_group(py::module_& module);
 void register_memory(py::module_& module);
 void register_timeline(py::module_& module);
+void register_rules(py::module_& module);
 void register_engine(py::module_& module);
 void register_split_master(py::module_& module);
 void register_tensors(py::module_& module);

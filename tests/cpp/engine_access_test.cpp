@@ -95,7 +95,7 @@ TEST_P(EngineAccess, AParameterIsThisRanksToWriteWhereItHoldsItWhole) {
       engine.pre_backward(0);
       engine.post_backward(0, {ones.data()});
       engine.finish_backward({});
-      engine.step(std::array{AdamWGroup{.lr = 1, .weight_decay = 0}}, std::nullopt);
+      engine.step(std::array{Rule(AdamW{.lr = 1, .weight_decay = 0})}, std::nullopt);
       engine.clear_gradients();
       auto* whole = static_cast<float*>(const_cast<void*>(engine.pre_forward(0)));
       require(std::all_of(whole, whole + numel, [&](float p) { return p < 0; }), "another rank's parameter");

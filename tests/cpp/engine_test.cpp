@@ -51,12 +51,11 @@ const Trained& unsharded() {
 struct Element {
   double param, exp_avg = 0, exp_avg_sq = 0;
   void step(double grad, int step) {
-    const AdamWGroup& group = toy_groups[0];
-    param *= 1 - group.lr * group.weight_decay;
-    exp_avg += (grad - exp_avg) * (1 - group.beta1);
-    exp_avg_sq = exp_avg_sq * group.beta2 + (1 - group.beta2) * grad * grad;
-    param -= group.lr / (1 - std::pow(group.beta1, step)) * exp_avg /
-             (std::sqrt(exp_avg_sq / (1 - std::pow(group.beta2, step))) + group.eps);
+    param *= 1 - toy_rule.lr * toy_rule.weight_decay;
+    exp_avg += (grad - exp_avg) * (1 - toy_rule.beta1);
+    exp_avg_sq = exp_avg_sq * toy_rule.beta2 + (1 - toy_rule.beta2) * grad * grad;
+    param -= toy_rule.lr / (1 - std::pow(toy_rule.beta1, step)) * exp_avg /
+             (std::sqrt(exp_avg_sq / (1 - std::pow(toy_rule.beta2, step))) + toy_rule.eps);
   }
 };
 

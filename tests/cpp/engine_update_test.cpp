@@ -46,12 +46,8 @@ class Stranger {
       State& state = states_[{unit, values[i].param, values[i].begin}];
       state.exp_avg.resize(numel);
       state.exp_avg_sq.resize(numel);
-      adamw({.lr = toy_groups[0].lr,
-             .weight_decay = toy_groups[0].weight_decay,
-             .step = ++state.steps,
-             .grad_scale = grad_scale},
-            {static_cast<float*>(values[i].data), numel}, {static_cast<const float*>(gradients[i].data), numel},
-            state.exp_avg, state.exp_avg_sq);
+      aliquot::update(toy_rule, {++state.steps, grad_scale}, {static_cast<float*>(values[i].data), numel},
+                      {static_cast<const float*>(gradients[i].data), numel}, {state.exp_avg, state.exp_avg_sq});
     }
   }
 

@@ -10,13 +10,17 @@
 #include "aliquot/split_master.h"
 #include "formats.h"
 #include "isas.h"
+#include "rules.h"
 
 namespace aliquot {
 namespace {
 
+using test::all_rules;
 using test::encoded;
+using test::name_of_rule;
 using test::numbers;
 using test::representable;
+using test::step_whole;
 
 using HalfKernels = Kernels;
 using Bytes = std::vector<std::byte>;
@@ -118,21 +122,26 @@ std::pair<Bytes, Bytes> stored(const std::vector<float>& masters, Form form) {
   return kept;
 }
 
-TEST_F(HalfKernels, AdamwUpdatesMastersAsInFp32AndRoundsTheParameters) {
+class HalfUpdates : public Kernels, public testing::WithParamInterface<Rule> {};
+
+TEST_P(HalfUpdates, AreOfMastersAsInFp32AndRoundTheParameters) {
   for (const cpu::Isa isa : supported_isas()) {
     cpu::use(isa);
     for (const Form form :
          {Form{DType::bf16, Master::fp32}, Form{DType::fp16, Master::fp32}, Form{DType::bf16, Master::low16}}) {
       for (const std::size_t count : {0UL, 1UL, 17UL, 300'007UL}) {
         std::vector<float> masters = numbers(count, 1), m = numbers(count, 2), v = numbers(count, 3);
-        for (float& value : v) value *= value;
+        for (std::vector<float>* state : {&m, &v}) {
+          for (float& value : *state) value *= value;  // some rules take the root of it
+        }
         std::vector<float> half_m = m, half_v = v;
         auto [param, master] = stored(masters, form);
         for (int step = 1; step <= 3; ++step) {
           const std::vector<float> grad = numbers(count, 4 + static_cast<std::uint32_t>(step), DType::bf16);
-          const AdamWStep hyper{.lr = 1e-2, .weight_decay = 0.1, .step = step, .grad_scale = 0.3F};
-          adamw(hyper, masters, grad, m, v);
-          adamw(hyper, Weights{param.data(), form.dtype, master.data(), form.master}, grad, half_m, half_v);
+          const Weights halves{param.data(), form.dtype, master.data(), form.master};
+          const NormSquares whole =
+              step_whole(GetParam(), {step, 0.3F}, Weights{.param = masters.data()}, grad, {m, v});
+          EXPECT_EQ(step_whole(GetParam(), {step, 0.3F}, halves, grad, {half_m, half_v}), whole);
         }
         const auto [expected_param, expected_master] = stored(masters, form);
         EXPECT_TRUE(param == expected_param) << count;
@@ -143,6 +152,8 @@ TEST_F(HalfKernels, AdamwUpdatesMastersAsInFp32AndRoundsTheParameters) {
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Rules, HalfUpdates, testing::ValuesIn(all_rules()), name_of_rule);
 
 }  // namespace
 }  // namespace aliquot

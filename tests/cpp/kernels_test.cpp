@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "aliquot/error.h"
 #include "arrays.h"
 #include "isas.h"
+#include "rules.h"
 
 namespace aliquot {
 namespace {
@@ -20,7 +22,7 @@ constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float quiet_nan = std::numeric_limits<float>::quiet_NaN();
 
 using Arrays = std::array<GuardedArray, 4>;
-using Kernel = GradStatistics (*)(Arrays&);
+using Kernel = std::function<GradStatistics(Arrays&)>;
 
 struct NamedKernel {
   std::string name;
@@ -44,20 +46,29 @@ GradStatistics scale_first(Arrays& a) {
 
 GradStatistics statistics_of_first(Arrays& a) { return grad_statistics(a[0].span()); }
 
-GradStatistics square_and_update(Arrays& a) {
-  for (float& value : a[3].span()) value *= value;  // second moments are not negative
-  adamw({.step = 7, .grad_scale = 0.9f}, a[0].span(), a[1].span(), a[2].span(), a[3].span());
-  return {};
+/// States of rules that take a root of them are not negative.
+Kernel square_and_update(const Rule& rule) {
+  return [rule](Arrays& a) {
+    for (const std::size_t i : {2, 3}) {
+      for (float& value : a[i].span()) value *= value;
+    }
+    const NormSquares squares = test::step_whole(rule, {.number = 7, .grad_scale = 0.9f}, Weights{.param = a[0].data()},
+                                                 a[1].span(), {a[2].span(), a[3].span()});
+    return GradStatistics{squares.param + squares.direction, 0};
+  };
 }
 
-const std::array kernels{
-    NamedKernel{"copy", copy_first},
-    NamedKernel{"scale", scale_first},
-    NamedKernel{"statistics", statistics_of_first},
-    NamedKernel{"reduce_assign", reduce_three<Accumulate::no>},
-    NamedKernel{"reduce_add", reduce_three<Accumulate::yes>},
-    NamedKernel{"adamw", square_and_update},
-};
+std::vector<NamedKernel> all_kernels() {
+  std::vector<NamedKernel> kernels{{"copy", copy_first},
+                                   {"scale", scale_first},
+                                   {"statistics", statistics_of_first},
+                                   {"reduce_assign", reduce_three<Accumulate::no>},
+                                   {"reduce_add", reduce_three<Accumulate::yes>}};
+  for (const Rule& rule : test::all_rules()) {
+    kernels.push_back({test::name_of_rule({rule, kernels.size()}), square_and_update(rule)});
+  }
+  return kernels;
+}
 
 Arrays arrays_of(std::size_t count, std::size_t offset) {
   return {GuardedArray(count, offset, 1), GuardedArray(count, 2 * offset, 2), GuardedArray(count, 3 * offset, 3),
@@ -99,7 +110,7 @@ TEST_P(KernelBits, EqualTheOracleInPiecesOfSeveralThreads) { expect_oracle(300'0
 
 TEST_P(KernelBits, EqualTheOracleWhereStoresBypassTheCache) { expect_oracle((1u << 20) + 13, {0, 3}); }
 
-INSTANTIATE_TEST_SUITE_P(All, KernelBits, testing::ValuesIn(kernels),
+INSTANTIATE_TEST_SUITE_P(All, KernelBits, testing::ValuesIn(all_kernels()),
                          [](const auto& instance) { return instance.param.name; });
 
 TEST_F(Kernels, CopyCopies) {
@@ -190,23 +201,22 @@ TEST_F(Kernels, AdamwIsTheUpdateOfItsDefinition) {
   for (cpu::Isa isa : supported_isas()) {
     cpu::use(isa);
     for (std::int64_t t : {1, 2, 1000, 100'000}) {
-      const AdamWStep step{
-          .lr = 3e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .step = t, .grad_scale = 0.25f};
+      const AdamW rule{.lr = 3e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1};
       Arrays arrays = arrays_of(count, 0);
       for (float& value : arrays[3].span()) value *= value;
       const Arrays before = arrays;
-      adamw(step, arrays[0].span(), arrays[1].span(), arrays[2].span(), arrays[3].span());
+      update(rule, {t, 0.25f}, arrays[0].span(), arrays[1].span(), {arrays[2].span(), arrays[3].span()});
       for (std::size_t i = 0; i < count; ++i) {
         const double p = before[0].span()[i], g = before[1].span()[i] * 0.25, m0 = before[2].span()[i];
-        const double m = m0 + (g - m0) * (1 - step.beta1);
-        const double v = before[3].span()[i] * step.beta2 + (1 - step.beta2) * g * g;
-        const double root = std::sqrt(v) / std::sqrt(1 - std::pow(step.beta2, t));
-        const double change = step.lr / (1 - std::pow(step.beta1, t)) * m / (root + step.eps);
+        const double m = m0 + (g - m0) * (1 - rule.beta1);
+        const double v = before[3].span()[i] * rule.beta2 + (1 - rule.beta2) * g * g;
+        const double root = std::sqrt(v) / std::sqrt(1 - std::pow(rule.beta2, t));
+        const double change = rule.lr / (1 - std::pow(rule.beta1, t)) * m / (root + rule.eps);
         const double moved = std::abs(m0) + std::abs(g);
         ASSERT_TRUE(near(arrays[2].span()[i], m, moved, 4));
         ASSERT_TRUE(near(arrays[3].span()[i], v, v, 6));
         const double relative_to_m = moved / std::max(std::abs(m), 1e-30);
-        ASSERT_TRUE(near(arrays[0].span()[i], p * (1 - step.lr * step.weight_decay) - change,
+        ASSERT_TRUE(near(arrays[0].span()[i], p * (1 - rule.lr * rule.weight_decay) - change,
                          std::abs(p) + std::abs(change) * (1 + relative_to_m), 8));
       }
     }
@@ -215,21 +225,25 @@ TEST_F(Kernels, AdamwIsTheUpdateOfItsDefinition) {
 
 TEST_F(Kernels, AdamwLeavesParametersWithZeroGradientAndMomentsToTheDecayAlone) {
   std::vector<float> param(20, 2.0f), grad(20), exp_avg(20), exp_avg_sq(20);
-  adamw({.lr = 0.5, .weight_decay = 0.5}, param, grad, exp_avg, exp_avg_sq);
+  update(AdamW{.lr = 0.5, .weight_decay = 0.5}, {}, param, grad, {exp_avg, exp_avg_sq});
   EXPECT_EQ(param, std::vector<float>(20, 1.5f));
   EXPECT_EQ(exp_avg, std::vector<float>(20));
   EXPECT_EQ(exp_avg_sq, std::vector<float>(20));
 }
 
-TEST_F(Kernels, AdamwRefusesWhatCannotBeRight) {
+TEST_F(Kernels, UpdatesRefuseWhatCannotBeRight) {
   std::vector<float> four(4), three(3);
-  EXPECT_THROW(adamw({}, four, three, four, four), InvalidArgument);
-  EXPECT_THROW(adamw({}, four, four, three, four), InvalidArgument);
-  EXPECT_THROW(adamw({}, four, four, four, three), InvalidArgument);
-  EXPECT_THROW(adamw({.step = 0}, four, four, four, four), InvalidArgument);
+  EXPECT_THROW(update(AdamW(), {}, four, three, {four, four}), InvalidArgument);
+  EXPECT_THROW(update(AdamW(), {}, four, four, {three, four}), InvalidArgument);
+  EXPECT_THROW(update(AdamW(), {}, four, four, {four}), InvalidArgument);
+  EXPECT_THROW(update(AdamW(), {.number = 0}, four, four, {four, four}), InvalidArgument);
+  EXPECT_THROW(update(Lamb(), {}, four, four, {four, four}), InvalidArgument);
+  EXPECT_THROW(take(AdamW(), {}, Weights{.param = four.data()}, four, {four, four}), InvalidArgument);
+  EXPECT_THROW(move(Lamb(), {}, 1, Weights{.param = four.data()}, {four, three}), InvalidArgument);
+  update(Sgd(), {}, four, four, {});
   for (const Weights weights : {Weights{.dtype = DType::bf16}, Weights{.form = Master::fp32},
                                 Weights{.dtype = DType::fp16, .form = Master::low16}}) {
-    EXPECT_THROW(adamw({}, weights, four, four, four), InvalidArgument);
+    EXPECT_THROW(update(AdamW(), {}, weights, four, {four, four}), InvalidArgument);
   }
 }
 

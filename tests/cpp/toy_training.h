@@ -13,7 +13,8 @@
 
 namespace aliquot::test {
 
-inline const std::vector<AdamWGroup> toy_groups = {{.lr = 1e-2, .weight_decay = 0.1}};
+inline constexpr AdamW toy_rule{.lr = 1e-2, .weight_decay = 0.1};
+inline const std::vector<Rule> toy_groups = {toy_rule};
 inline constexpr double toy_max_norm = 4;
 
 /// root (around everything), embed, table, block, head, and block once more.

@@ -1,6 +1,10 @@
+#include <array>
+#include <bit>
 #include <cmath>
+#include <variant>
 
 #include "aliquot/device_kernels.h"
+#include "tests/cpp/rules.h"
 #include "tests/cuda/device_test.h"
 
 namespace aliquot::test {
@@ -51,20 +55,26 @@ class Reports {
   std::vector<std::byte> bytes_;
 };
 
-const std::vector<AdamWGroup> groups{{.lr = 3e-4, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1},
-                                     {.lr = 1e-2, .beta1 = 0.8, .beta2 = 0.999, .eps = 1e-6, .weight_decay = 0}};
+const std::vector<AdamW> groups{{.lr = 3e-4, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1},
+                                {.lr = 1e-2, .beta1 = 0.8, .beta2 = 0.999, .eps = 1e-6, .weight_decay = 0}};
 
-void expect_scalars(const ParamScalars& actual, const AdamWGroup& group, std::int64_t step) {
-  const auto power = [&](double beta) { return std::pow(beta, static_cast<double>(step)); };
+/// All that a rule's Scalars consist of.
+template <typename Scalars>
+std::array<float, sizeof(Scalars) / sizeof(float)> floats_of(const Scalars& scalars) {
+  return std::bit_cast<std::array<float, sizeof(Scalars) / sizeof(float)>>(scalars);
+}
+
+/// pow is not the host's to the last bit of its 53, so what depends on the step is near what the host works out.
+void expect_scalars(const ParamScalars<AdamW>& actual, const AdamW& group, std::int64_t step) {
+  const AdamW::Scalars expected = group.scalars(step);
   EXPECT_EQ(actual.stepped, 1U);
-  EXPECT_EQ(actual.decay, static_cast<float>(1 - group.lr * group.weight_decay));
-  EXPECT_EQ(actual.one_minus_beta1, static_cast<float>(1 - group.beta1));
-  EXPECT_EQ(actual.beta2, static_cast<float>(group.beta2));
-  EXPECT_EQ(actual.one_minus_beta2, static_cast<float>(1 - group.beta2));
-  EXPECT_EQ(actual.eps, static_cast<float>(group.eps));
-  // pow is not the host's to the last bit of its 53
-  EXPECT_FLOAT_EQ(actual.inverse_correction2, static_cast<float>(1 / std::sqrt(1 - power(group.beta2))));
-  EXPECT_FLOAT_EQ(actual.minus_step_size, static_cast<float>(-group.lr / (1 - power(group.beta1))));
+  EXPECT_EQ(actual.of_rule.decay, expected.decay);
+  EXPECT_EQ(actual.of_rule.adam.one_minus_beta1, expected.adam.one_minus_beta1);
+  EXPECT_EQ(actual.of_rule.adam.beta2, expected.adam.beta2);
+  EXPECT_EQ(actual.of_rule.adam.one_minus_beta2, expected.adam.one_minus_beta2);
+  EXPECT_EQ(actual.of_rule.adam.eps, expected.adam.eps);
+  EXPECT_FLOAT_EQ(actual.of_rule.adam.inverse_correction2, expected.adam.inverse_correction2);
+  EXPECT_FLOAT_EQ(actual.of_rule.adam.minus_step_size, expected.adam.minus_step_size);
 }
 
 /// What the kernel keeps from step to step.
@@ -74,11 +84,12 @@ class Steps {
       : shape_(shape), stream_(stream), groups_(groups, stream), group_of_param_(group_of_param, stream),
         steps_(std::vector<std::int64_t>(shape.params), stream), state_(one_of(StepState{}, stream)),
         loss_scale_(one_of(LossScale{}, stream)),
-        scalars_(std::vector<ParamScalars>(shape.params, ParamScalars{.stepped = 7}), stream) {}
+        scalars_(std::vector<ParamScalars<AdamW>>(shape.params, ParamScalars<AdamW>{.stepped = 7, .of_rule = {}}),
+                 stream) {}
 
   void step(const Reports& reports, double max_norm) {
     const DeviceArray<std::byte> there(reports.bytes(), stream_);
-    cuda::finish_report(shape_, there.data(), groups_.data(), group_of_param_.data(), steps_.data(), max_norm,
+    cuda::finish_report(AdamW(), shape_, there.data(), groups_.data(), group_of_param_.data(), steps_.data(), max_norm,
                         loss_scale_.data(), state_.data(), scalars_.data(), stream_);
     synchronize(stream_);
   }
@@ -92,18 +103,18 @@ class Steps {
   }
   LossScale loss_scale() const { return loss_scale_.values()[0]; }
   StepState state() const { return state_.values()[0]; }
-  std::vector<ParamScalars> scalars() const { return scalars_.values(); }
+  std::vector<ParamScalars<AdamW>> scalars() const { return scalars_.values(); }
   std::vector<std::int64_t> counts() const { return steps_.values(); }
 
  private:
   ReportShape shape_;
   Stream stream_;
-  DeviceArray<AdamWGroup> groups_;
+  DeviceArray<AdamW> groups_;
   DeviceArray<int> group_of_param_;
   DeviceArray<std::int64_t> steps_;
   DeviceArray<StepState> state_;
   DeviceArray<LossScale> loss_scale_;
-  DeviceArray<ParamScalars> scalars_;
+  DeviceArray<ParamScalars<AdamW>> scalars_;
 };
 
 std::vector<ReportShape> shapes() {
@@ -146,7 +157,7 @@ TEST_F(CudaFinishReport, StepsWhatAnyRankHasAndAGroupTakes) {
     Steps steps(shape, group_of_param, stream());
     for (std::int64_t count = 1; count <= 3; ++count) {
       steps.step(reports, 1.0);
-      const std::vector<ParamScalars> scalars = steps.scalars();
+      const std::vector<ParamScalars<AdamW>> scalars = steps.scalars();
       const std::vector<std::int64_t> counts = steps.counts();
       for (std::size_t param = 0; param < shape.params; ++param) {
         ASSERT_EQ(counts[param], stepped[param] ? count : 0) << param;
@@ -182,7 +193,7 @@ TEST_F(CudaFinishReport, SkipsAStepWithABadGradientAndSaysWhere) {
   EXPECT_EQ(state.skipped_in_a_row, 2U);
   EXPECT_EQ(std::tuple(state.bad_unit, state.bad_rank, state.bad_element), std::tuple(650U, 1U, 12345U));
   EXPECT_EQ(steps.counts(), std::vector<std::int64_t>(shape.params, 1));
-  for (const ParamScalars& scalars : steps.scalars()) ASSERT_EQ(scalars.stepped, 0U);
+  for (const ParamScalars<AdamW>& scalars : steps.scalars()) ASSERT_EQ(scalars.stepped, 0U);
 
   steps.step(good, 1.0);
   state = steps.state();
@@ -226,6 +237,30 @@ TEST_F(CudaFinishReport, MovesTheLossScaleAsTheHostDoes) {
     expected = expected.updated(rule);
     ASSERT_EQ(steps.loss_scale(), expected) << "step " << step;
   }
+}
+
+TEST_F(CudaFinishReport, WorksOutTheScalarsOfEachRule) {
+  const ReportShape shape{.units = 1, .params = 1, .world_size = 1};
+  Reports reports(shape);
+  reports.set_present(0, 0);
+  const DeviceArray<std::byte> there(reports.bytes(), stream());
+  const DeviceArray<int> group_of_param({0}, stream());
+  const DeviceArray<LossScale> loss_scale = one_of(LossScale{}, stream());
+  const auto expect_scalars_of = [&]<typename R>(const R& rule) {
+    const DeviceArray<R> group = one_of(rule, stream());
+    const DeviceArray<std::int64_t> steps({0}, stream());
+    const DeviceArray<StepState> state = one_of(StepState{}, stream());
+    const DeviceArray<ParamScalars<R>> scalars = one_of(ParamScalars<R>{}, stream());
+    for (std::int64_t step = 1; step <= 3; ++step) {
+      cuda::finish_report(rule, shape, there.data(), group.data(), group_of_param.data(), steps.data(), 0,
+                          loss_scale.data(), state.data(), scalars.data(), stream());
+      const ParamScalars<R> actual = scalars.values()[0];
+      EXPECT_EQ(actual.stepped, 1U);
+      const auto actual_floats = floats_of(actual.of_rule), expected = floats_of(rule.scalars(step));
+      for (std::size_t i = 0; i < expected.size(); ++i) EXPECT_FLOAT_EQ(actual_floats[i], expected[i]) << i;
+    }
+  };
+  for (const Rule& rule : all_rules()) std::visit(expect_scalars_of, rule);
 }
 
 TEST_F(CudaFinishReport, TakesAModelWithoutAnythingToTrain) {

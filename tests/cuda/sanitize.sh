@@ -14,11 +14,11 @@ if ! command -v "$sanitizer" >/dev/null; then
 fi
 
 filter=
-for kernel in AdamW Cast FillNan FinishReport Pack Statistics Reduce Scale SplitMaster; do
+for kernel in Cast FillNan FinishReport Pack PullAndReduce Statistics Reduce Scale SplitMaster Update; do
   filter="$filter*Cuda$kernel*:"
 done
 # Less what only repeats others at sizes that take minutes here.
-filter="$filter-*CudaReduceLarge*:*CudaStatisticsAgain*:*CudaStatistics.*/7:*CudaScale.*/7:*CudaScale.*/15"
+filter="$filter-*ReduceLarge*:*CudaStatisticsAgain*:*CudaStatistics.*/7:*CudaScale.*/7:*CudaScale.*/15"
 filter="$filter:*IsLongerThanTheGrid*:*IsLargerThanTheDeviceAtOnce*"
 
 logs=$(mktemp -d)

@@ -71,7 +71,7 @@ FOUND_BY: dict[str, tuple[Callable[[Job], Any], str]] = {
     "pruned_before_commit": (pruning_kills, "no checkpoint to load"),
     "overwritten_in_place": (overwriting_kills, NOT_THE_LATEST),
     "unchecked_chunks": (corruptions, "was loaded"),
-    "unchecked_manifest": (corruptions, "was loaded"),
+    "unchecked_manifest": (corruptions, r"was loaded|flipped \d+: "),
     "loaded_alone": (corruption.damage_of_one, "PeerLost|in vain"),
     "one_name_for_drafts": (kills_of_rank_0, "File exists"),
     "drafts_stay": (errors.refused_saves, "it has left"),

@@ -199,7 +199,7 @@ def denoise(model: nn.Module, turn: Turn, shape: tuple[int, ...]) -> Tensor:
     clean, noise = turn.normal(BATCH, *shape), turn.normal(BATCH, *shape, part=1)
     times = turn.normal(BATCH, part=2).sigmoid()
     level = times.view(-1, *[1] * len(shape))
-    loss = functional.mse_loss(model((1 - level) * clean + level * noise, 10 * times), noise - clean)
+    loss = functional.mse_loss(model((1 - level) * clean + level * noise, 10 * times).float(), noise - clean)
     loss.backward()
     return loss.detach()
 
@@ -288,7 +288,7 @@ class NeuralOperator(nn.Module):
 
 def shifted_functions(model: nn.Module, turn: Turn) -> Tensor:
     x = turn.normal(BATCH, PIXELS, 1).cumsum(1)
-    loss = functional.mse_loss(model(x), x.roll(1, dims=1))
+    loss = functional.mse_loss(model(x).float(), x.roll(1, dims=1))
     loss.backward()
     return loss.detach()
 

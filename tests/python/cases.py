@@ -33,7 +33,7 @@ BATCH = 4
 def square_loss(model: nn.Module, turn: Turn, part: int = 0, **kwargs: object) -> Tensor:
     y: Tensor = model(turn.normal(BATCH, WIDTH, part=part), **kwargs)
     target = torch.sin(torch.arange(y.numel())).view_as(y)
-    return functional.mse_loss(y, target)
+    return functional.mse_loss(y.to(target.dtype), target)
 
 
 def plain(model: nn.Module, turn: Turn) -> Tensor:

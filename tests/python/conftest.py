@@ -15,12 +15,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=int(os.environ.get("ALIQUOT_KILLS", "5")),
         help="how many jobs lose a rank at a random instant, per transport (the promise is 50 of 50)",
     )
+    parser.addoption("--freezes", type=int, default=1, help="how many jobs lose a rank that is stopped by a signal")
+    parser.addoption("--stall-seconds", type=float, default=5.0, help="for how long ranks stall, now and then")
     parser.addoption("--table", type=Path, help="where to write which models trained, such as docs/models.md")
 
 
 @pytest.fixture
 def kills(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--kills"))
+
+
+@pytest.fixture
+def freezes(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--freezes"))
+
+
+@pytest.fixture
+def stall_seconds(request: pytest.FixtureRequest) -> float:
+    return float(request.config.getoption("--stall-seconds"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -63,7 +63,7 @@ class Ranks:
     """Ranks at work: `fn(rank, *args)` in each, `aliquot.init` called before it unless `transport` is None."""
 
     def __init__(self, world_size: int, fn: Callable[..., Any], *args: Any, transport: Transport | None) -> None:
-        job = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        job = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         self._ranks = [_start(rank, job, fn, args, transport) for rank in range(world_size)]
 
     def kill(self, rank: int) -> float:
@@ -149,11 +149,18 @@ def _start(
     rank: int, job: dict[str, str], fn: Callable[..., Any], args: tuple[Any, ...], transport: Transport | None
 ) -> _Process:
     here, there = FORK.Pipe()
-    environment = job | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    environment = job | {"RANK": str(rank), "LOCAL_RANK": str(_gpu(rank, transport))}
     process = FORK.Process(target=_work, args=(rank, environment, fn, args, transport, here, there), daemon=True)
     process.start()
     there.close()  # so that the end of the rank is the end of the file
     return _Process(process, here)
+
+
+def _gpu(rank: int, transport: Transport | None) -> int:
+    """Ranks of `peer` share GPUs where there are too few."""
+    if transport is None or transport.name != "peer":
+        return rank
+    return rank % max(1, torch.cuda.device_count())
 
 
 def _work(
@@ -166,7 +173,7 @@ def _work(
     pipe: Connection,
 ) -> None:
     parents_end.close()
-    _die_with_parent()
+    die_with_parent()
     torch.set_num_threads(1)  # makes torch's threads anew, before several of autograd's would do so at once
     os.environ.update(environment)
     try:
@@ -181,12 +188,12 @@ def _work(
         pipe.recv_bytes()  # stay until the parent ends the job: rank 0 may hold the store that the others talk to
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     set_parent_death_signal = 1  # PR_SET_PDEATHSIG
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])

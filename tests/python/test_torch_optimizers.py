@@ -266,7 +266,7 @@ def make_two(rank: int) -> None:
     first = aliquot.AdamW(model)
     second = aliquot.AdamW(model)
     CASES["plain"].run(model, Turn(rank, 0))
-    with pytest.raises(aliquot.Error, match="another AdamW was made for this model since"):
+    with pytest.raises(aliquot.Error, match="another fused optimizer was made for this model since"):
         first.step()
     second.step()
 

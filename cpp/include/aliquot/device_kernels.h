@@ -5,6 +5,7 @@
 /// All \throws DeviceError if the work could not be launched, or in a build without CUDA.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -16,6 +17,7 @@
 #include "aliquot/loss_scale.h"
 #include "aliquot/optimizer.h"
 #include "aliquot/partition.h"
+#include "aliquot/rules.h"
 
 namespace aliquot::cuda {
 
@@ -81,16 +83,11 @@ struct ReportShape {
   constexpr std::size_t bytes() const { return (present_offset() + params + 15) / 16 * 16; }
 };
 
-/// What one parameter's update needs: cpu::AdamWScalars but for the clip factor. On the device.
+/// What one parameter's update by a rule needs besides the clip factor. On the device.
+template <typename R>
 struct alignas(16) ParamScalars {
   std::uint32_t stepped = 0;  ///< 0: the parameter is left alone in this step
-  float decay = 1;
-  float one_minus_beta1 = 0;
-  float beta2 = 0;
-  float one_minus_beta2 = 0;
-  float inverse_correction2 = 0;
-  float eps = 0;
-  float minus_step_size = 0;
+  typename R::Scalars of_rule;
 };
 
 /// What came out of the ranks' reports. On the device; zeroed before the first step.
@@ -110,15 +107,16 @@ struct StepState {
 /// Reads the world_size `reports`, one after the other, and leaves the step's scalars. A parameter is stepped, and its
 /// step counted, if it has a group, any rank reports a gradient and no gradient is bad. Square sums are added over
 /// units, within a unit over ranks.
-/// \param groups          hyperparameters, by group
+/// \param rule            says of which kind `groups` and `scalars` are
+/// \param groups          hyperparameters, by group: of the alternative that `rule` holds
 /// \param group_of_param  shape.params of them; no_group: never stepped
 /// \param steps_of_param  shape.params counters, zeroed before the first step
 /// \param max_norm        what gradients are clipped to, as clip_factor() has it; not positive: unclipped
 /// \param loss_scale      what the gradients are multiples of; its `overflow` is set if the step is skipped
-/// \param scalars         shape.params of them, written
-void finish_report(const ReportShape& shape, const std::byte* reports, const AdamWGroup* groups,
+/// \param scalars         shape.params ParamScalars of that alternative, written
+void finish_report(const Rule& rule, const ReportShape& shape, const std::byte* reports, const void* groups,
                    const int* group_of_param, std::int64_t* steps_of_param, double max_norm, LossScale* loss_scale,
-                   StepState* state, ParamScalars* scalars, Stream stream);
+                   StepState* state, void* scalars, Stream stream);
 
 /// *scale = scale->updated(rule)
 void update_loss_scale(LossScale* scale, const ScaleRule& rule, Stream stream);
@@ -137,25 +135,40 @@ inline constexpr std::size_t chunk_size = 4096;
 /// The parameters' parts in `held` (which begins and ends at multiples of Layout::alignment), cut to chunk_size.
 std::vector<Chunk> chunks_of(const Layout& layout, Range held);
 
-using aliquot::Master;
-
-/// What a rank holds of a unit, by role.
-struct AdamWArrays {
-  void* param = nullptr;
-  DType dtype = DType::fp32;  ///< fp32 with Master::none, bf16 or fp16 with Master::fp32, bf16 with Master::low16
-  void* master = nullptr;     ///< float* or std::uint16_t*, as `form` says
-  Master form = Master::none;
+/// What the update of a unit works on.
+struct UnitUpdate {
+  Weights weights;  ///< what the rank holds, by role: these, and
   const void* grad = nullptr;
-  DType grad_dtype = DType::fp32;  ///< or bf16
-  float* exp_avg = nullptr;
-  float* exp_avg_sq = nullptr;
+  DType grad_dtype = DType::fp32;           ///< or bf16
+  std::array<float*, max_states> states{};  ///< in the order of the rule's
+  const Chunk* chunks = nullptr;
+  std::size_t chunk_count = 0;
+  const void* scalars = nullptr;  ///< ParamScalars of the rule, of this unit's parameters
+  const StepState* state = nullptr;
 };
 
-/// adamw() of kernels.h over a unit, in one pass: elements of `chunks` whose parameter is stepped, unless the step is
-/// skipped; all others are left alone. `scalars`: of this unit's parameters.
-/// \throws InvalidArgument for another pair of dtype and form, or another grad_dtype
-void adamw(const AdamWArrays& arrays, const Chunk* chunks, std::size_t chunk_count, const ParamScalars* scalars,
-           const StepState* state, Stream stream);
+/// update() of kernels.h over a unit, in one pass: elements of the chunks whose parameter is stepped, unless the step
+/// is skipped; all others are left alone. `rule` says which rule it is.
+/// \throws InvalidArgument for another pair of dtype and form, another grad_dtype, or a rule that is Normed
+void update(const Rule& rule, const UnitUpdate& unit, Stream stream);
+
+// The two passes of a rule that is Normed. The same arguments and errors as update().
+
+/// take() of kernels.h. of_chunks[i] = the sums of chunk i, zeros where nothing is stepped.
+void take(const Rule& rule, const UnitUpdate& unit, NormSquares* of_chunks, Stream stream);
+/// move() of kernels.h, each parameter by its own of `ratios`.
+void move(const Rule& rule, const UnitUpdate& unit, const float* ratios, Stream stream);
+
+/// Chunks side by side.
+struct ChunkSpan {
+  std::uint32_t first = 0;
+  std::uint32_t count = 0;
+};
+/// sums[i] = the sums of the chunks of spans[i], in an order that depends on their number alone.
+void sum_norms(const NormSquares* of_chunks, const ChunkSpan* spans, std::size_t span_count, NormSquares* sums,
+               Stream stream);
+/// ratios[p] = trust_ratio() of sums[p] + sums[param_count + p] + ..., `parts` in all.
+void trust_ratios(const NormSquares* sums, std::size_t param_count, std::size_t parts, float* ratios, Stream stream);
 
 /// param[i], low[i] = the halves of master[i] (split_master.h).
 void split_masters(const float* master, void* param, std::uint16_t* low, std::size_t count, Stream stream);

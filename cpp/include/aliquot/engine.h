@@ -51,7 +51,7 @@ struct EngineStatistics {
 };
 
 class DeviceReducer;
-class DeviceAdamW;
+class DeviceOptimizer;
 
 /// Memory of `device` for one engine with these arguments: all that it will hold, but for an optimizer's states and
 /// tables, in one piece. Collective where communicator.maps_peers(), whatever the options, and elsewhere if
@@ -104,10 +104,12 @@ class Engine {
   /// Clips by `max_norm` if given, and updates. Every rank calls it; they skip alike if a gradient is not finite.
   /// set_groups() comes first. On a device the host does not wait: what is returned is the latest result that it knows
   /// of, of this step or one before, and device_state() is that of this one.
-  StepResult step(std::span<const AdamWGroup> groups, std::optional<double> max_norm, Stream stream = {});
-  /// An AdamW with new moments, and which group each parameter is in. \throws OutOfMemory
-  void set_groups(Grouping grouping);
-  /// The same AdamW goes on with other groups.
+  /// \param rules  by group, all of the kind of set_groups()
+  StepResult step(std::span<const Rule> rules, std::optional<double> max_norm, Stream stream = {});
+  /// An optimizer of new states, which group each parameter is in, and the kind of rule that steps them: its
+  /// hyperparameters come with each step. \throws OutOfMemory
+  void set_groups(Grouping grouping, const Rule& rule = AdamW());
+  /// The same optimizer goes on with other groups.
   void regroup(Grouping grouping);
 
   // Instead of step(), for an optimizer of somebody else's, which updates each element by itself:
@@ -187,6 +189,21 @@ class Engine {
   StepCounts step_counts() const;
   void set_step_counts(const StepCounts& counts, Stream stream = {});
 
+  // Steps in a graph of the device's that is replayed (docs/design.md, "Steps in a graph"). Where
+  // Communicator::maps_peers().
+
+  /// The host waits for all that is under way, and the engine's streams and slots begin anew: before a capture, and
+  /// when it is over, however it ended.
+  void renew();
+  /// `stream`, which is being captured, brings the engine's own streams into the capture. What follows is whole steps.
+  void begin_capture(Stream stream);
+  /// They have joined `stream` again.
+  void end_capture(Stream stream);
+  /// Before `stream` is given a replay: its steps take these hyperparameters.
+  void begin_replay(std::span<const Rule> rules, Stream stream);
+  /// After: what the engine is asked next comes behind the replay. Returns as step() does.
+  StepResult end_replay(Stream stream);
+
   /// From here on what the engine does is on `timeline`, which stays until profile(nullptr). \throws InvalidArgument if
   /// it is on another
   void profile(Timeline* timeline);
@@ -202,13 +219,15 @@ class Engine {
   void spread(Role role, Stream stream);
   void release_held(Stream stream);
   void require_groups(const char* verb) const;
+  void require_replayable() const;
   void end_graphs(Stream stream);
   void round_masters(Stream stream);
   void round_master(std::size_t unit, Stream stream);
   void share_update(Stream stream);
   StepResult judge(const GradientReport& report, std::optional<double> max_norm, Stream stream);
   std::vector<Part> parts_of(std::size_t unit, Role role, Range range) const;
-  StepResult step_on_host(std::span<const AdamWGroup> groups, std::optional<double> max_norm);
+  StepResult step_on_host(std::span<const Rule> rules, std::optional<double> max_norm);
+  StepResult step_on_device(std::span<const Rule> rules, std::optional<double> max_norm, Stream stream);
 
   Communicator& communicator_;
   std::unique_ptr<MemoryResource> more_;  ///< on a device: what an optimizer takes is in no plan
@@ -216,14 +235,15 @@ class Engine {
   Gatherer gatherer_;
   MemoryResource& memory_;
   std::variant<std::unique_ptr<Reducer>, std::unique_ptr<DeviceReducer>> reducer_;
-  std::variant<std::unique_ptr<AdamW>, std::unique_ptr<DeviceAdamW>> optimizer_;  ///< null before set_groups
+  std::variant<std::unique_ptr<Optimizer>, std::unique_ptr<DeviceOptimizer>> optimizer_;  ///< null before set_groups
   std::vector<bool> graph_;        ///< a backward of this unit is expected
   std::vector<bool> in_backward_;  ///< acquired by pre_backward
   std::vector<bool> held_;
+  bool capturing_ = false;
   Timeline* timeline_ = nullptr;
   double step_seconds_ = 0;
   StepCounts counts_;     ///< of steps that the host judged: on CPUs, and of begin_update
-  LossScale loss_scale_;  ///< where no DeviceAdamW has it
+  LossScale loss_scale_;  ///< where no DeviceOptimizer has it
   Presence present_;      ///< at the last begin_update
 };
 

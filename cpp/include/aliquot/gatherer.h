@@ -74,6 +74,13 @@ class Gatherer {
   /// Every owner's shard of the present version into `whole`, numel() elements, which may be the unit's own block.
   void fetch(std::size_t unit, Role role, std::byte* whole, Stream stream = {});
 
+  /// The host waits for what is under way; no slot holds anything, and no event was ever recorded.
+  void renew();
+  /// What `stream` was given so far comes before what the gatherer does next, on a stream of its own.
+  void follow(Stream stream);
+  /// What the slots hold is not to be used again.
+  void forget_all() { slots_.forget_all(); }
+
   /// From here on gathers, and waits for them, are on `timeline`, if there is one.
   void profile(Timeline* timeline);
   /// True if units are copied to slots, which later units overwrite.
@@ -98,6 +105,7 @@ class Gatherer {
   OwnedStream stream_;  ///< of the gathers ahead of their use
   Event published_;
   Event read_;
+  Event followed_;
   Tracer forward_;
   Tracer backward_;
   PeerMemory control_;  ///< per rank: the Signal of its version

@@ -4,11 +4,13 @@
 /// alignment and any number of threads.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
 #include "aliquot/dtype.h"
+#include "aliquot/rules.h"
 
 namespace aliquot {
 
@@ -18,6 +20,10 @@ struct GradStatistics {
   std::uint64_t non_finite = 0;  ///< NaN and infinities
 
   friend bool operator==(const GradStatistics&, const GradStatistics&) = default;
+  void operator+=(const GradStatistics& other) {
+    square_sum += other.square_sum;
+    non_finite += other.non_finite;
+  }
 };
 
 /// destination = source, fp32, with stores that bypass the cache where that is faster (large arrays read later).
@@ -41,23 +47,11 @@ GradStatistics grad_statistics(std::span<const float> data);
 /// data *= factor
 void scale(std::span<float> data, float factor);
 
-/// The hyperparameters of one AdamW update (Loshchilov & Hutter, 2019, algorithm 2), as torch.optim.AdamW defines them.
-struct AdamWStep {
-  double lr = 1e-3;
-  double beta1 = 0.9;
-  double beta2 = 0.999;
-  double eps = 1e-8;
-  double weight_decay = 1e-2;
-  std::int64_t step = 1;  ///< counts from 1
-  float grad_scale = 1;   ///< the clip factor; multiplies the gradient
+/// Which step of a parameter it is, counted from 1, and what its gradient is multiplied with: the clip factor.
+struct ParamStep {
+  std::int64_t number = 1;
+  float grad_scale = 1;
 };
-
-/// One update of `param` and its moments, all of param.size() elements, in one pass:
-///   g = grad * grad_scale;  param *= 1 - lr * weight_decay
-///   exp_avg += (g - exp_avg) * (1 - beta1);  exp_avg_sq = exp_avg_sq * beta2 + (1 - beta2) * g * g
-///   param -= lr / (1 - beta1^step) * exp_avg / (sqrt(exp_avg_sq) / sqrt(1 - beta2^step) + eps)
-void adamw(const AdamWStep& step, std::span<float> param, std::span<const float> grad, std::span<float> exp_avg,
-           std::span<float> exp_avg_sq);
 
 /// Where the fp32 value of a parameter is: it is the parameter itself, an array of its own, or the parameter (bf16)
 /// and 16 more bits (split_master.h).
@@ -71,10 +65,39 @@ struct Weights {
   Master form = Master::none;
 };
 
-/// The same update of grad.size() masters; the parameters become the numbers of their type that are nearest to them,
-/// by cast() or by split_master().
-/// \throws InvalidArgument for another pair of dtype and form
-void adamw(const AdamWStep& step, const Weights& weights, std::span<const float> grad, std::span<float> exp_avg,
-           std::span<float> exp_avg_sq);
+/// In the order of the rule's states; the others are empty.
+using States = std::array<std::span<float>, max_states>;
+
+/// One update of grad.size() masters and their states by `rule` (rules.h), in one pass. The parameters become the
+/// numbers of their type that are nearest to the masters, by cast() or by split_master().
+/// \throws InvalidArgument for another pair of dtype and form, states of another size, a step before the first, or a
+/// rule that is Normed
+void update(const Rule& rule, const ParamStep& step, const Weights& weights, std::span<const float> grad,
+            const States& states);
+
+/// Square sums of a parameter, or a part of one, and of the direction that a rule steps it in.
+struct NormSquares {
+  double param = 0;
+  double direction = 0;
+
+  friend bool operator==(const NormSquares&, const NormSquares&) = default;
+  void operator+=(const NormSquares& other) {
+    param += other.param;
+    direction += other.direction;
+  }
+};
+
+// The two passes of a rule that is Normed. The same arguments and errors as update().
+
+/// The gradient goes into the states. Returns the sums that the ratio is of, fp64, added in an order that depends on
+/// grad.size() alone.
+NormSquares take(const Rule& rule, const ParamStep& step, const Weights& weights, std::span<const float> grad,
+                 const States& states);
+/// The masters go in their directions, by `ratio`.
+void move(const Rule& rule, const ParamStep& step, float ratio, const Weights& weights, const States& states);
+
+/// update() for parameters in fp32.
+void update(const Rule& rule, const ParamStep& step, std::span<float> param, std::span<const float> grad,
+            const States& states);
 
 }  // namespace aliquot

@@ -1,8 +1,7 @@
 /// \file
-/// Update rules over the parameters that a rank steps.
+/// Update rules (rules.h) over the parameters that a rank steps.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -11,20 +10,13 @@
 #include <utility>
 #include <vector>
 
+#include "aliquot/communicator.h"
 #include "aliquot/memory_resource.h"
+#include "aliquot/rules.h"
 #include "aliquot/shard_store.h"
 #include "aliquot/timeline.h"
 
 namespace aliquot {
-
-/// Hyperparameters of one parameter group of AdamW, as torch.optim.AdamW names them.
-struct AdamWGroup {
-  double lr = 1e-3;
-  double beta1 = 0.9;
-  double beta2 = 0.999;
-  double eps = 1e-8;
-  double weight_decay = 1e-2;
-};
 
 /// Which group each parameter belongs to, by unit and parameter; no_group: it is never stepped.
 using Grouping = std::vector<std::vector<int>>;
@@ -58,24 +50,26 @@ struct StepResult {
 };
 
 std::size_t group_count(const Grouping& grouping);
-/// \throws InvalidArgument if fewer groups of hyperparameters are given than wanted
-void require_groups(std::size_t given, std::size_t wanted);
+/// \throws InvalidArgument if there are fewer rules, by group, than wanted, or one that is not as `made` is
+void require_rules(std::span<const Rule> rules, std::size_t wanted, const Rule& made);
 
-inline constexpr std::array states_of_adamw{Role::exp_avg, Role::exp_avg_sq};
-
-/// AdamW over the shards. A parameter counts its own steps, and one without a gradient is left alone: no decay, no
-/// moments, no count, as in torch.
-class AdamW {
+/// Steps the shards by a rule. A parameter counts its own steps, and one without a gradient is left alone: no decay, no
+/// states, no count, as in torch.
+class Optimizer {
  public:
-  /// Moments of zero, in `memory`, which outlives the store. \throws OutOfMemory
-  AdamW(ShardStore& store, MemoryResource& memory, Grouping grouping);
+  /// States of zero, in `memory`, which outlives the store.
+  /// \param rule          its hyperparameters come with each step
+  /// \param communicator  adds up norms over ranks, where the rule is Normed
+  /// \throws OutOfMemory
+  Optimizer(ShardStore& store, Communicator& communicator, MemoryResource& memory, Grouping grouping, const Rule& rule);
 
-  /// Parameters are in other groups from here on. Moments and counts stay.
+  /// Parameters are in other groups from here on. States and counts stay.
   void regroup(Grouping grouping) { grouping_ = std::move(grouping); }
 
-  /// \param groups      hyperparameters, by group
+  /// Every rank calls it.
+  /// \param rules       by group, all of one kind
   /// \param grad_scale  multiplies every gradient: the clip factor
-  void step(std::span<const AdamWGroup> groups, const Presence& present, float grad_scale);
+  void step(std::span<const Rule> rules, const Presence& present, float grad_scale);
 
   /// From here on each unit's update is on `timeline`, if there is one.
   void profile(Timeline* timeline) { timeline_ = timeline; }
@@ -85,10 +79,17 @@ class AdamW {
   void set_steps(ParamSteps steps, Stream = {}) { steps_ = std::move(steps); }
 
  private:
-  void step_unit(std::size_t unit, std::span<const AdamWGroup> groups, float grad_scale,
-                 const std::vector<bool>& present);
+  struct Piece;
+  using Visit = std::function<void(const Piece&)>;
+  void count_steps(const Presence& present);
+  void for_pieces(std::span<const Rule> rules, const Presence& present, const Visit& visit) const;
+  void visit_shard(int owner, std::size_t unit, std::span<const Rule> rules, const Presence& present,
+                   const Visit& visit) const;
+  bool steps_param(std::size_t unit, std::size_t param, const Presence& present) const;
 
   ShardStore& store_;
+  Communicator& communicator_;
+  Rule rule_;
   Grouping grouping_;
   ParamSteps steps_;
   Timeline* timeline_ = nullptr;

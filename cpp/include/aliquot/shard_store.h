@@ -14,15 +14,9 @@
 #include "aliquot/communicator.h"
 #include "aliquot/memory_resource.h"
 #include "aliquot/partition.h"
+#include "aliquot/role.h"
 
 namespace aliquot {
-
-/// What a persistent byte is for.
-enum class Role { param, master, grad, exp_avg, exp_avg_sq };
-inline constexpr std::array all_roles{Role::param, Role::master, Role::grad, Role::exp_avg, Role::exp_avg_sq};
-inline constexpr bool is_state(Role role) { return role == Role::exp_avg || role == Role::exp_avg_sq; }
-
-std::string_view name_of(Role role);
 
 /// Where the fp32 value of a 16-bit parameter is. fp32 parameters are their own.
 enum class MasterForm {
@@ -85,6 +79,8 @@ class ShardStore {
   Range held_range(std::size_t unit, Role role) const;
   /// The range of the flat unit that this rank steps: that of masters and states. Empty if the unit does not train.
   Range stepped_range(std::size_t unit) const;
+  /// The ranks whose shards make that up.
+  std::vector<int> stepped_shards() const;
 
   // The same as fp32, for units and roles that are.
 
@@ -127,6 +123,7 @@ class ShardStore {
   Stage stage_;
   StoreOptions options_;
   int rank_;
+  int world_size_;
   std::vector<Role> states_;
   std::vector<std::array<Block, all_roles.size()>> blocks_;
 };

@@ -49,6 +49,9 @@ class Slots {
   std::uint64_t filled_by(std::size_t unit) const { return slots_[*homes_[unit]].launch; }
   /// The home's bytes are nobody's.
   void forget(std::size_t unit);
+  void forget_all();
+  /// Of what was given to streams nothing is under way: no slot holds anything, and no event was ever recorded.
+  void renew();
   /// Fills the unit's home with NaN, if other units may land there, so that a use after release cannot pass by luck.
   void poison(std::size_t unit, Stream stream);
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "aliquot/communicator.h"
+#include "aliquot/control.h"
 #include "aliquot/memory_resource.h"
 
 namespace aliquot {
@@ -21,11 +22,12 @@ std::vector<std::unique_ptr<Communicator>> make_thread_communicators(
 
 /// `shared_memory`: ranks are processes of one host. Memory is anonymous (memfd) and mapped by all, so a killed job
 /// leaves nothing behind; a dead process is noticed through its pidfd. Collective over `store`; `name` keeps several
-/// communicators on one store apart.
+/// communicators on one store apart. A fault of `channel`, if one is given, ends all waits, from the first on.
 /// \throws CommunicatorError if a rank lies on another host or another user's.
 std::unique_ptr<Communicator> make_shared_memory_communicator(const KeyValueStore& store, const std::string& name,
                                                               int rank, int world_size,
-                                                              std::chrono::milliseconds timeout = default_timeout);
+                                                              std::chrono::milliseconds timeout = default_timeout,
+                                                              ControlChannel* channel = nullptr);
 
 /// What the ranks bring of their own to an NCCL communicator, all of them or none; for those who also use another
 /// binding of NCCL, of the same copy of the library.

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <tuple>
+#include <variant>
 
 #include "aliquot/kernels.h"
 
@@ -12,18 +14,6 @@ namespace aliquot::cpu {
 /// Elements whose squares are added in 16 fp64 lanes; the sums of blocks are then added in order. A constant of the
 /// numerics: another value is another rounding of the gradient norm.
 inline constexpr std::size_t block_size = 16384;
-
-/// AdamWStep with everything that does not depend on the element worked out in fp64 and rounded once.
-struct AdamWScalars {
-  float grad_scale;
-  float decay;  ///< 1 - lr * weight_decay
-  float one_minus_beta1;
-  float beta2;
-  float one_minus_beta2;
-  float inverse_correction2;  ///< 1 / sqrt(1 - beta2^step)
-  float eps;
-  float minus_step_size;  ///< -lr / (1 - beta1^step)
-};
 
 /// The arguments of one reduce().
 struct Reduction {
@@ -41,13 +31,45 @@ struct Fp16 {
   std::uint16_t bits;
 };
 
-/// The arrays of one adamw(): `master` is what the table's entry says, or nothing.
-struct AdamWArrays {
+/// The arrays of one update(): `master` is what the table's entry says, or nothing.
+struct UpdateArrays {
   void* param;
   void* master;
   const float* grad;
-  float* exp_avg;
-  float* exp_avg_sq;
+  float* states[max_states];
+};
+
+/// One kernel, by where the masters are.
+template <typename Kernel>
+struct Forms {
+  Kernel fp32;
+  Kernel bf16;   ///< master: float*
+  Kernel fp16;   ///< master: float*
+  Kernel split;  ///< bf16; master: std::uint16_t*, the lower halves
+};
+
+/// The kernels of one rule.
+template <typename R>
+struct Updates {
+  using Update = void (*)(const typename R::Scalars& scalars, float grad_scale, const UpdateArrays& arrays,
+                          std::size_t count);
+  Forms<Update> update;
+};
+template <Normed R>
+struct Updates<R> {
+  using Take = NormSquares (*)(const typename R::Scalars& scalars, float grad_scale, const UpdateArrays& arrays,
+                               std::size_t count);  ///< at most block_size elements
+  using Move = void (*)(const typename R::Scalars& scalars, float ratio, const UpdateArrays& arrays, std::size_t count);
+  Forms<Take> take;
+  Forms<Move> move;
+};
+
+/// Updates of each rule that `Rules` may hold.
+template <typename Rules>
+struct UpdatesOf;
+template <typename... Rules>
+struct UpdatesOf<std::variant<Rules...>> {
+  std::tuple<Updates<Rules>...> by_rule;
 };
 
 /// `count` elements from the pointers on; [begin, end) where a struct holds whole arrays. Functions that return
@@ -61,11 +83,7 @@ struct KernelTable {
   GradStatistics (*reduce_assign)(const Reduction& reduction, std::size_t begin, std::size_t end);
   GradStatistics (*reduce_assign_past_cache)(const Reduction& reduction, std::size_t begin, std::size_t end);
   GradStatistics (*reduce_add)(const Reduction& reduction, std::size_t begin, std::size_t end);
-  using AdamW = void (*)(const AdamWScalars& scalars, const AdamWArrays& arrays, std::size_t count);
-  AdamW adamw;
-  AdamW adamw_bf16;   ///< master: float*
-  AdamW adamw_fp16;   ///< master: float*
-  AdamW adamw_split;  ///< bf16; master: std::uint16_t*, the lower halves
+  UpdatesOf<Rule> updates;
   using Cast = void (*)(const void* from, void* to, std::size_t count);
   Cast cast[3][3];  ///< [from][to], by the numbers of DType
 };

@@ -48,6 +48,13 @@ Floats operator*(Floats a, Floats b) { return {_mm256_mul_ps(a.low, b.low), _mm2
 Floats operator/(Floats a, Floats b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
 Floats sqrt(Floats a) { return {_mm256_sqrt_ps(a.low), _mm256_sqrt_ps(a.high)}; }
 
+__m256 sign(__m256 a) {
+  const __m256 zero = _mm256_setzero_ps(), one = _mm256_set1_ps(1);
+  const __m256 above = _mm256_and_ps(_mm256_cmp_ps(a, zero, _CMP_GT_OQ), one);
+  return _mm256_sub_ps(above, _mm256_and_ps(_mm256_cmp_ps(a, zero, _CMP_LT_OQ), one));
+}
+Floats sign(Floats a) { return {sign(a.low), sign(a.high)}; }
+
 /// 16 patterns of 32 bits.
 struct Bits {
   __m256i low, high;

@@ -38,6 +38,11 @@ Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.value, b.value)};
 Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.value, b.value)}; }
 Floats operator/(Floats a, Floats b) { return {_mm512_div_ps(a.value, b.value)}; }
 Floats sqrt(Floats a) { return {_mm512_sqrt_ps(a.value)}; }
+Floats sign(Floats a) {
+  const __m512 zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1);
+  const __m512 above = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.value, zero, _CMP_GT_OQ), one);
+  return {_mm512_sub_ps(above, _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.value, zero, _CMP_LT_OQ), one))};
+}
 
 Floats floats_of(__m512i bits) { return {_mm512_castsi512_ps(bits)}; }
 __m512i bits_of(Floats floats) { return _mm512_castps_si512(floats.value); }

@@ -1,6 +1,6 @@
 /// \file
 /// Every kernel, once, over 16 lanes. The file that includes it defines what 16 lanes are on its instruction set:
-///   Floats   16 fp32 numbers: all, load, store, load_first, store_first, store_past_cache, fence, + - * /, sqrt
+///   Floats   16 fp32 numbers: all, load, store, load_first, store_first, store_past_cache, fence, + - * /, sqrt, sign
 ///   Halves   16 patterns of 16 bits: load, store; widened(Bf16 or Fp16, Halves), rounded(Bf16 or Fp16, Floats);
 ///            join(high, low) and split(Floats), which are those of split_master.h
 ///   Squares  16 fp64 sums of squares and the count of non-finite numbers seen: add, lanes
@@ -9,8 +9,11 @@
 /// library is called here: the linker would merge what two files emit for two instruction sets.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <tuple>
+#include <variant>
 
 #include "cpu/kernel_table.h"
 
@@ -181,38 +184,86 @@ struct Kernels {
     return assign(r, begin, end, [&](auto at) { return at.load(r.result) + scaled_sum(at, r); });
   }
 
-  template <typename Masters>
-  static void update(const AdamWScalars& s, const Masters& masters, const AdamWArrays& arrays, std::size_t count) {
-    const float* const grad = arrays.grad;
-    float *const exp_avg = arrays.exp_avg, *const exp_avg_sq = arrays.exp_avg_sq;
-    const Floats grad_scale = Floats::all(s.grad_scale), decay = Floats::all(s.decay), eps = Floats::all(s.eps);
-    const Floats beta2 = Floats::all(s.beta2), one_minus_beta1 = Floats::all(s.one_minus_beta1);
-    const Floats one_minus_beta2 = Floats::all(s.one_minus_beta2);
-    const Floats inverse_correction2 = Floats::all(s.inverse_correction2);
-    const Floats minus_step_size = Floats::all(s.minus_step_size);
+  // The masters that the kernel at a place of Forms finds.
+  static ParamItself find(const UpdateArrays& a, const ParamItself*) { return {static_cast<float*>(a.param)}; }
+  template <typename Param>
+  static BesideParam<Param> find(const UpdateArrays& a, const BesideParam<Param>*) {
+    return {static_cast<Param*>(a.param), static_cast<float*>(a.master)};
+  }
+  static InTwoHalves find(const UpdateArrays& a, const InTwoHalves*) {
+    return {static_cast<std::uint16_t*>(a.param), static_cast<std::uint16_t*>(a.master)};
+  }
+
+  template <typename R>
+  using StatesOf = std::array<Floats, R::states.size()>;
+
+  template <typename R, typename Lanes>
+  static StatesOf<R> load_states(Lanes at, const UpdateArrays& arrays) {
+    StatesOf<R> states;
+    for (std::size_t i = 0; i < R::states.size(); ++i) states[i] = at.load(arrays.states[i]);
+    return states;
+  }
+  template <typename R, typename Lanes>
+  static void store_states(Lanes at, const StatesOf<R>& states, const UpdateArrays& arrays) {
+    for (std::size_t i = 0; i < R::states.size(); ++i) at.store(states[i], arrays.states[i]);
+  }
+
+  template <typename R, typename Masters>
+  static void update(const typename R::Scalars& scalars, float grad_scale, const UpdateArrays& arrays,
+                     std::size_t count) {
+    const Masters masters = find(arrays, static_cast<const Masters*>(nullptr));
     for_lanes<Floats>(0, count, [=](auto at) {
-      const Floats g = at.load(grad) * grad_scale;
-      const Floats m0 = at.load(exp_avg);
-      const Floats m = m0 + (g - m0) * one_minus_beta1;
-      const Floats v = at.load(exp_avg_sq) * beta2 + one_minus_beta2 * g * g;
-      const Floats denominator = sqrt(v) * inverse_correction2 + eps;
-      at.store(m, exp_avg);
-      at.store(v, exp_avg_sq);
-      masters.store(at, masters.load(at) * decay + minus_step_size * m / denominator);
+      Floats p = masters.load(at);
+      StatesOf<R> states = load_states<R>(at, arrays);
+      const Floats g = at.load(arrays.grad) * grad_scale;
+      std::apply([&](auto&... each) { R::update(scalars, p, g, each...); }, states);
+      store_states<R>(at, states, arrays);
+      masters.store(at, p);
     });
   }
 
-  static void adamw(const AdamWScalars& s, const AdamWArrays& arrays, std::size_t count) {
-    update(s, ParamItself{static_cast<float*>(arrays.param)}, arrays, count);
+  template <typename R, typename Masters>
+  static NormSquares take(const typename R::Scalars& scalars, float grad_scale, const UpdateArrays& arrays,
+                          std::size_t count) {
+    const Masters masters = find(arrays, static_cast<const Masters*>(nullptr));
+    Squares params, directions;
+    for_lanes<Floats>(0, count, [&](auto at) {
+      const Floats p = masters.load(at), g = at.load(arrays.grad) * grad_scale;
+      StatesOf<R> states = load_states<R>(at, arrays);
+      std::apply([&](auto&... each) { R::take(scalars, g, each...); }, states);
+      params.add(p);
+      directions.add(std::apply([&](auto... each) { return R::direction(scalars, p, each...); }, states));
+      store_states<R>(at, states, arrays);
+    });
+    return {total(params).square_sum, total(directions).square_sum};
   }
 
-  template <typename Param>
-  static void adamw_beside(const AdamWScalars& s, const AdamWArrays& a, std::size_t count) {
-    update(s, BesideParam<Param>{static_cast<Param*>(a.param), static_cast<float*>(a.master)}, a, count);
+  template <typename R, typename Masters>
+  static void move(const typename R::Scalars& scalars, float ratio, const UpdateArrays& arrays, std::size_t count) {
+    const Masters masters = find(arrays, static_cast<const Masters*>(nullptr));
+    for_lanes<Floats>(0, count, [=](auto at) {
+      Floats p = masters.load(at);
+      const StatesOf<R> states = load_states<R>(at, arrays);
+      R::move(scalars, ratio, p, std::apply([&](auto... each) { return R::direction(scalars, p, each...); }, states));
+      masters.store(at, p);
+    });
   }
 
-  static void adamw_split(const AdamWScalars& s, const AdamWArrays& a, std::size_t count) {
-    update(s, InTwoHalves{static_cast<std::uint16_t*>(a.param), static_cast<std::uint16_t*>(a.master)}, a, count);
+  template <typename R>
+  static constexpr Updates<R> updates_by() {
+    using Bf16Beside = BesideParam<Bf16>;
+    using Fp16Beside = BesideParam<Fp16>;
+    if constexpr (Normed<R>) {
+      return {{take<R, ParamItself>, take<R, Bf16Beside>, take<R, Fp16Beside>, take<R, InTwoHalves>},
+              {move<R, ParamItself>, move<R, Bf16Beside>, move<R, Fp16Beside>, move<R, InTwoHalves>}};
+    } else {
+      return {{update<R, ParamItself>, update<R, Bf16Beside>, update<R, Fp16Beside>, update<R, InTwoHalves>}};
+    }
+  }
+
+  template <typename... R>
+  static constexpr UpdatesOf<std::variant<R...>> updates(const UpdatesOf<std::variant<R...>>*) {
+    return {{updates_by<R>()...}};
   }
 
   template <typename From, typename To>
@@ -230,10 +281,7 @@ struct Kernels {
             .reduce_assign = reduce_assign,
             .reduce_assign_past_cache = reduce_assign_past_cache,
             .reduce_add = reduce_add,
-            .adamw = adamw,
-            .adamw_bf16 = adamw_beside<Bf16>,
-            .adamw_fp16 = adamw_beside<Fp16>,
-            .adamw_split = adamw_split,
+            .updates = updates(static_cast<const UpdatesOf<Rule>*>(nullptr)),
             .cast = {{cast<float, float>, cast<float, Bf16>, cast<float, Fp16>},
                      {cast<Bf16, float>, cast<Bf16, Bf16>, cast<Bf16, Fp16>},
                      {cast<Fp16, float>, cast<Fp16, Bf16>, cast<Fp16, Fp16>}}};

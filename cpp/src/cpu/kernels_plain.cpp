@@ -67,6 +67,9 @@ Floats operator/(const Floats& a, const Floats& b) {
 Floats sqrt(const Floats& a) {
   return lane_by_lane(a, a, [](float x, float) { return std::sqrt(x); });
 }
+Floats sign(const Floats& a) {
+  return lane_by_lane(a, a, [](float x, float) { return aliquot::sign(x); });
+}
 
 float widened(Bf16 element) { return std::bit_cast<float>(std::uint32_t{element.bits} << 16); }
 

@@ -62,7 +62,7 @@ float train(Mlp& mlp, const Examples& mine) {
     gradient[n] = -mine.labels[n] * odds / (1 + odds) / count;
   }
   mlp.backward(std::move(gradient));
-  mlp.step({.lr = 1e-2}, 1.0);
+  mlp.step(aliquot::AdamW{.lr = 1e-2}, 1.0);
   return loss;
 }
 

@@ -46,8 +46,8 @@ class Mlp {
     engine_.finish_backward(left);
   }
 
-  void step(const aliquot::AdamWGroup& hyperparameters, double max_norm) {
-    engine_.step({&hyperparameters, 1}, max_norm);
+  void step(const aliquot::Rule& rule, double max_norm) {
+    engine_.step({&rule, 1}, max_norm);
     engine_.clear_gradients();
   }
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from aliquot._core import CheckpointError
 from aliquot.checkpoint import folder
-from aliquot.checkpoint.manifest import MAX_BYTES, Manifest, parse
+from aliquot.checkpoint.json_text import MAX_BYTES
+from aliquot.checkpoint.manifest import Manifest, parse
 
 logger = logging.getLogger("aliquot")
 
@@ -28,6 +29,14 @@ class Checkpoint:
 
 def open_checkpoint(directory: Path, step: int) -> Checkpoint:
     """The checkpoint of `step`, or a CheckpointError."""
+    checkpoint = read_manifest(directory, step)
+    for name, file in checkpoint.manifest.files.items():
+        _require_file(checkpoint.path / name, file.bytes)
+    return checkpoint
+
+
+def read_manifest(directory: Path, step: int) -> Checkpoint:
+    """The same, whatever became of its files."""
     path = folder.committed(directory, step)
     try:
         text = folder.read(path / folder.MANIFEST, MAX_BYTES)
@@ -38,9 +47,20 @@ def open_checkpoint(directory: Path, step: int) -> Checkpoint:
         raise CheckpointError(f"{path / folder.MANIFEST}: {error}") from None
     if manifest.step != step:
         raise CheckpointError(f"{path / folder.MANIFEST}: it is of step {manifest.step}")
-    for name, file in manifest.files.items():
-        _require_file(path / name, file.bytes)
     return Checkpoint(path, manifest, hashlib.sha256(text).hexdigest())
+
+
+def superseded(directory: Path, keep: int) -> list[int]:
+    """Steps of whole checkpoints but for the `keep` latest of them, the latest first."""
+    return [step for step in folder.steps(directory) if _is_whole(directory, step)][keep:]
+
+
+def _is_whole(directory: Path, step: int) -> bool:
+    try:
+        open_checkpoint(directory, step)
+    except CheckpointError:
+        return False
+    return True
 
 
 def latest_checkpoint(directory: Path) -> Checkpoint:

@@ -10,19 +10,16 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from aliquot import _core
 from aliquot._core import CheckpointError
 from aliquot.checkpoint.dtypes import DTYPES
+from aliquot.checkpoint.json_text import parse_json
 
-MAX_BYTES = 256 << 20
-MAX_ITEMS = 1 << 23
-"""Commas and brackets in the text: what it may take to hold it."""
 BASE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 Item = TypeVar("Item")
@@ -175,7 +172,7 @@ def _require_apart(name: str, file: File | None, ranges: list[tuple[int, int, st
 
 def parse(text: bytes) -> Manifest:
     """Reads what `Manifest.text` wrote. Raises CheckpointError for anything else."""
-    content = _json(text)
+    content = parse_json(text)
     if not isinstance(content, dict):
         raise CheckpointError(f"it is a {type(content).__name__} and not an object")
     found = content.pop("checksum", None)
@@ -199,39 +196,3 @@ def checksum(content: dict[str, Any]) -> int:
 
 def _canonical(content: dict[str, Any]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _json(text: bytes) -> Any:
-    if len(text) > MAX_BYTES or sum(map(text.count, (b",", b"[", b"{"))) > MAX_ITEMS:
-        raise CheckpointError(f"it has {len(text)} bytes, and more in them than a manifest can have")
-    try:
-        return json.loads(
-            text.decode(), object_pairs_hook=_without_duplicates, parse_float=_finite, parse_constant=_refuse
-        )
-    except RecursionError:
-        raise CheckpointError("it is nested too deep") from None
-    except ValueError as error:  # of json, of the encoding, of the hooks, of integers with thousands of digits
-        raise CheckpointError(f"it is not JSON: {error!s:.200}") from None
-
-
-def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError(f"{_first_twice(key for key, _ in pairs)!r:.100} is there twice")
-    return found
-
-
-def _first_twice(keys: Iterable[str]) -> str:
-    seen: set[str] = set()
-    return next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError(f"{digits:.50} is no number that a float holds")
-    return number
-
-
-def _refuse(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number")

@@ -102,9 +102,10 @@ def _unplain(value: Any) -> Any:
         case {"$tensor": {"dtype": word, "shape": shape, "data": text}}:
             held = bytearray(base64.b64decode(text, validate=True))
             dtype = DTYPES[word]
-            return (
-                torch.frombuffer(held, dtype=dtype).view(shape)
-                if held
-                else torch.empty(shape, dtype=dtype, device="cpu")
-            )
+            sized = all(type(size) is int and size >= 0 for size in shape)
+            if not sized or math.prod(shape) * dtype.itemsize != len(held):
+                raise ValueError(f"{len(held)} bytes for a tensor of {dtype} and shape {shape!r:.100}")
+            if not held:
+                return torch.empty(shape, dtype=dtype, device="cpu")
+            return torch.frombuffer(held, dtype=dtype).view(shape)
     return {key: _unplain(item) for key, item in value.items()}

@@ -6,10 +6,29 @@ from ranks import NCCL, PEER, Transport
 
 
 @pytest.fixture
+def one_gpu() -> None:
+    """A GPU, which ranks of the transport peer may share."""
+    _require(1)
+
+
+@pytest.fixture
 def two_gpus() -> None:
+    """A GPU for each of two ranks."""
+    _require(2)
+
+
+@pytest.fixture
+def gpus(request: pytest.FixtureRequest) -> None:
+    """GPUs for two ranks of the test's transport: on `peer` they may share one."""
+    callspec = getattr(request.node, "callspec", None)
+    transport = callspec.params.get("transport") if callspec else None
+    _require(1 if transport is not None and transport.name == "peer" else 2)
+
+
+def _require(needed: int) -> None:
     """Asks NVML, not CUDA: ranks are forked off this process, which must not have started the driver."""
-    if (count := torch.cuda.device_count()) < 2:
-        pytest.skip(f"needs 2 GPUs, there are {count}")
+    if (count := torch.cuda.device_count()) < needed:
+        pytest.skip(f"needs {needed} GPUs, there are {count}")
 
 
 @pytest.fixture(params=[PEER, NCCL], ids=str)

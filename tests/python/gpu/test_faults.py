@@ -20,7 +20,7 @@ from test_peer_lost import train_until_lost
 from torch import Tensor, nn
 from training import STAGES, Case, Sharded, Turn
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("two_gpus")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpus")]
 
 SECONDS = 5.0
 LOSSES = 10
@@ -29,7 +29,7 @@ SLACK = 64 << 20
 
 
 def free_bytes(rank: int) -> int:
-    return torch.cuda.mem_get_info(rank)[0]
+    return torch.cuda.mem_get_info(rank % torch.cuda.device_count())[0]
 
 
 def lose_a_rank(chance: random.Random, transport: Transport) -> None:

@@ -16,7 +16,7 @@ from ranks import NCCL_POISONED, PEER, PEER_POISONED, Transport, run_ranks
 from torch import Tensor
 from training import STAGES, Case, Sharded, Turn, assert_same_bits, assert_same_weights, train_both
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("two_gpus")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpus")]
 
 LANGUAGE = Case(LanguageModel, language)
 

@@ -1,5 +1,5 @@
 /// \file
-/// AdamW's work on a device: every scalar of the step is worked out there, and the host learns of it later.
+/// The Optimizer of a device: every scalar of the step is worked out there, and the host learns of it later.
 #pragma once
 
 #include <cstddef>
@@ -16,23 +16,29 @@
 #include "aliquot/streams.h"
 #include "aliquot/timeline.h"
 #include "device_reducer.h"
+#include "device_trust_ratios.h"
 #include "host_ring.h"
 
 namespace aliquot {
 
-/// AdamW over the shards on a device; see AdamW for the rule. The host never waits in a step.
-class DeviceAdamW {
+/// Steps the shards on a device; see Optimizer. The host never waits in a step.
+class DeviceOptimizer {
  public:
-  /// Moments of zero, and tables, in `memory`, which outlives the store. \throws OutOfMemory
-  DeviceAdamW(ShardStore& store, Communicator& communicator, MemoryResource& memory, const Grouping& grouping);
+  /// States of zero, and tables, in `memory`, which outlives the store. \throws OutOfMemory
+  DeviceOptimizer(ShardStore& store, Communicator& communicator, MemoryResource& memory, const Grouping& grouping,
+                  const Rule& rule);
 
-  /// Parameters are in other groups from here on. Moments and counts stay. The host waits for the last step.
+  /// Parameters are in other groups from here on. States and counts stay. The host waits for the last step.
   void regroup(const Grouping& grouping);
 
-  /// Exchanges the ranks' reports and updates, or skips on all ranks alike. Returns the latest result that the host
-  /// knows of, of this step or one before.
-  StepResult step(DeviceReducer& reducer, std::span<const AdamWGroup> groups, std::optional<double> max_norm,
-                  Stream stream);
+  // A step is these three, in this order. What step() gives to the stream is the same every time, and may be replayed.
+
+  /// Sends the hyperparameters.
+  void send(std::span<const Rule> rules, Stream stream);
+  /// Exchanges the ranks' reports and updates, or skips on all ranks alike.
+  void step(DeviceReducer& reducer, std::optional<double> max_norm, Stream stream);
+  /// Asks for the result. Returns the latest that the host knows of, of this step or one before.
+  StepResult receive(Stream stream);
   /// From here on each unit's update is on `timeline`, if there is one.
   void profile(Timeline* timeline) { timeline_ = timeline; }
   /// The scalars of the last step given to a stream, on the device.
@@ -55,27 +61,29 @@ class DeviceAdamW {
 
   void place(const Grouping& grouping);
   void make_room_for_groups();
-  void upload(std::span<const AdamWGroup> groups, Stream stream);
-  void update(std::size_t unit, Stream stream);
-  cuda::AdamWArrays arrays(std::size_t unit) const;
+  template <typename Launch>
+  void for_units(Stream stream, const Launch& launch);
+  cuda::UnitUpdate update_of(std::size_t unit) const;
   StepResult result_of(const cuda::StepState& state) const;
 
   ShardStore& store_;
   Communicator& communicator_;
+  Rule rule_;
   Device device_;
   MemoryResource& memory_;
   cuda::ReportShape shape_;
   std::vector<Unit> units_;
   std::size_t group_count_ = 0;
-  Buffer groups_;
+  Buffer groups_;  ///< alternatives of the rule, by group
   Buffer group_of_param_;
   Buffer steps_of_param_;
-  Buffer scalars_;
+  Buffer scalars_;  ///< ParamScalars of the rule
   Buffer reports_;
   Buffer state_;
   Buffer loss_scale_;
-  HostRing sent_;      ///< groups on their way to the device
-  HostRing received_;  ///< states on their way from it
+  HostRing sent_;             ///< groups on their way to the device
+  HostRing received_;         ///< states on their way from it
+  DeviceTrustRatios ratios_;  ///< where the rule is Normed
   Timeline* timeline_ = nullptr;
 };
 

@@ -1,0 +1,83 @@
+/// \file
+/// Where kernels find fp32 masters, and leave them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "aliquot/error.h"
+#include "aliquot/kernels.h"
+#include "aliquot/split_master.h"
+#include "cuda/quads.h"
+
+namespace aliquot::cuda {
+
+/// The masters of each form, in fours: load() gives fp32 values, store() writes them and, where that is another array,
+/// the parameter of the model's type.
+struct ParamItself {
+  float* param;
+
+  template <typename At>
+  __device__ float4 load(At at) const {
+    return at.load(param);
+  }
+  template <typename At>
+  __device__ void store(At at, float4 v) const {
+    at.store(v, param);
+  }
+};
+
+template <typename Param>
+struct BesideParam {
+  Param* param;
+  float* master;
+
+  template <typename At>
+  __device__ float4 load(At at) const {
+    return at.load(master);
+  }
+  template <typename At>
+  __device__ void store(At at, float4 v) const {
+    at.store(v, master);
+    at.store(v, param);
+  }
+};
+
+struct InTwoHalves {
+  std::uint16_t* param;
+  std::uint16_t* low;
+
+  template <typename At>
+  __device__ float4 load(At at) const {
+    const ushort4 h = at.load_bits(param), l = at.load_bits(low);
+    return make_float4(join_master({h.x, l.x}), join_master({h.y, l.y}), join_master({h.z, l.z}),
+                       join_master({h.w, l.w}));
+  }
+  template <typename At>
+  __device__ void store(At at, float4 v) const {
+    const SplitMaster x = split_master(v.x), y = split_master(v.y), z = split_master(v.z), w = split_master(v.w);
+    at.store_bits(make_ushort4(x.high, y.high, z.high, w.high), param);
+    at.store_bits(make_ushort4(x.low, y.low, z.low, w.low), low);
+  }
+};
+
+/// Calls body(masters) with the form that `weights` have.
+template <typename Body>
+void with_masters(const Weights& weights, const Body& body) {
+  auto* const master = static_cast<float*>(weights.master);
+  if (weights.form == Master::none && weights.dtype == DType::fp32) {
+    body(ParamItself{static_cast<float*>(weights.param)});
+  } else if (weights.form == Master::fp32 && weights.dtype == DType::bf16) {
+    body(BesideParam<Bf16>{static_cast<Bf16*>(weights.param), master});
+  } else if (weights.form == Master::fp32 && weights.dtype == DType::fp16) {
+    body(BesideParam<Fp16>{static_cast<Fp16*>(weights.param), master});
+  } else if (weights.form == Master::low16 && weights.dtype == DType::bf16) {
+    body(InTwoHalves{static_cast<std::uint16_t*>(weights.param), static_cast<std::uint16_t*>(weights.master)});
+  } else {
+    throw InvalidArgument("update: no master of this form goes with parameters of " +
+                          std::string(name_of(weights.dtype)) +
+                          "; fp32 parameters are their own master, bf16 has fp32 or low16, fp16 has fp32");
+  }
+}
+
+}  // namespace aliquot::cuda

@@ -1,0 +1,136 @@
+"""Optimizers with kernels of their own: one pass over the shards, and on a device no wait of the host."""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from aliquot import _core
+from aliquot._core import Error, InvalidArgument
+from aliquot.places import Place
+from aliquot.sharded_optimizer import ShardedOptimizer
+from aliquot.states import Scalars, State, steps_of
+
+NO_GROUP = -1
+
+
+class FusedOptimizer(ShardedOptimizer):
+    """Steps by an update rule of the core (`aliquot/rules.h`), whose states the store holds."""
+
+    @abstractmethod
+    def _rule(self, group: dict[str, Any]) -> _core.Rule:
+        """Of a parameter group, as it is now."""
+
+    def _begin(self) -> None:
+        self._rules = [self._possible_rule(group) for group in self.param_groups]
+        self.model.engine.set_groups(self._grouping(), self._rules[0])
+        self.state_names = frozenset(self._rules[0].states)
+        self.model.fused = weakref.ref(self)
+
+    def _extend(self, group: dict[str, Any]) -> None:
+        self._possible_rule(group)
+        self.require_current()
+        self.model.engine.regroup(self._grouping())
+
+    def _possible_rule(self, group: dict[str, Any]) -> _core.Rule:
+        require_possible(type(self).__name__, group)
+        return self._rule(group)
+
+    def require_current(self) -> None:
+        """Refuses to step where the states are another optimizer's."""
+        if self.model.fused is None or self.model.fused() is not self:
+            name = type(self).__name__
+            raise Error(
+                f"another fused optimizer was made for this model since, and has taken the place of this {name}'s "
+                f"states. Give one optimizer all groups (params=[{{...}}, {{...}}]), or step some with "
+                "aliquot.TorchOptimizer"
+            )
+
+    def _update(self) -> _core.StepResult:
+        self.require_current()
+        return self.model.engine.step(self.rules(), self.max_grad_norm, self.model.stream())
+
+    def rules(self) -> list[_core.Rule]:
+        """What the groups say now, as the core takes it."""
+        return [self._rule(group) for group in self.param_groups]
+
+    @property
+    def grad_norm(self) -> torch.Tensor:
+        """As of every optimizer. On a device asking for it does not wait."""
+        if address := self.model.engine.device_state():
+            return self.model.tensor_at(address, (), torch.float64).float()
+        return super().grad_norm
+
+    def _skips_in_a_row(self, result: _core.StepResult) -> int:
+        """On a device the result may be of an earlier step than the last: the host does not wait."""
+        return result.skipped_in_a_row if self.model.engine.device_state() else super()._skips_in_a_row(result)
+
+    def states(self) -> Iterator[State]:
+        """The moments, of what this rank saves."""
+        self.require_current()
+        for place, begin, role, value in self._moments(self.model.engine.parts_to_save):
+            yield State(role, place, begin, value)
+
+    def scalars(self) -> Scalars:
+        """How often each parameter was stepped."""
+        steps = self.model.engine.param_steps(self.model.stream())
+        return {place.name: {"steps": steps[place.unit.index][place.index]} for place in self.places()}
+
+    def prepare(self, states: Iterable[State], scalars: Scalars) -> Callable[[], None]:
+        """See ShardedOptimizer."""
+        self.require_current()
+        given = {(state.name, state.place, state.begin): state.value for state in states}
+        steps = self.model.engine.param_steps(self.model.stream())
+        for place in self.places():
+            steps[place.unit.index][place.index] = steps_of(scalars, place)
+
+        def put() -> None:
+            for place, begin, role, value in self._moments(self.model.engine.parts_to_load):
+                if (given_value := given.get((role, place, begin))) is not None:
+                    value.copy_(given_value)
+                else:
+                    value.zero_()
+            self.model.engine.set_param_steps(steps, self.model.stream())
+
+        return put
+
+    def _moments(
+        self, parts_of: Callable[[int, str], list[tuple[int, int, int, int]]]
+    ) -> Iterator[tuple[Place, int, str, torch.Tensor]]:
+        """Place, first element, role and values of the parts that the engine names."""
+        places = set(self.places())
+        for unit in self.model.units:
+            for role in sorted(self.state_names or ()) if unit.trainable else ():
+                for index, begin, numel, address in parts_of(unit.index, role):
+                    if (place := unit.places[index]) in places:
+                        yield place, begin, role, self.model.tensor_at(address, (numel,), torch.float32)
+
+    def _grouping(self) -> list[list[int]]:
+        grouping = [[NO_GROUP] * len(unit.params) for unit in self.model.units]
+        for number, group in enumerate(self.param_groups):
+            for param in group["params"]:
+                place = self._place_of(param)
+                grouping[place.unit.index][place.index] = number
+        return grouping
+
+
+NOT_NEGATIVE = ("lr", "eps", "weight_decay", "momentum", "lr_decay", "initial_accumulator_value")
+REFUSED = ("amsgrad", "maximize")
+
+
+def require_possible(name: str, group: dict[str, Any]) -> None:
+    """Refuses hyperparameters that can't be right, and those that have no kernel."""
+    for key in NOT_NEGATIVE:
+        if key in group and not float(group[key]) >= 0:
+            raise InvalidArgument(f"{name}: {key} is {group[key]}; it is not negative")
+    if not all(0 <= beta < 1 for beta in group.get("betas", ())):
+        raise InvalidArgument(f"{name}: betas is {group['betas']}; each is at least 0 and less than 1")
+    for key in REFUSED:
+        if group.get(key):
+            raise InvalidArgument(
+                f"{name} has no {key}; aliquot.TorchOptimizer(model, torch.optim.{name}, {key}=True) steps with it"
+            )

@@ -1,0 +1,78 @@
+"""How the ranks of a job find each other: torch's store, and the control channel that they make through it."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from aliquot import _core
+from aliquot._core import CommunicatorError
+from aliquot.aside import explanation
+
+PATIENCE = 10.0
+"""Seconds after which a rank that says nothing counts as frozen, unless ALIQUOT_PATIENCE says otherwise."""
+LOOK_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the ranks have met. Once they have, whoever waits here for a rank that is lost hears of that."""
+
+    store: Store
+    rank: int
+    world_size: int
+    timeout: float
+    control: _core.ControlChannel
+
+    def set(self, key: str, value: str) -> None:
+        """Lets the ranks read `value`."""
+        self.store.set(key, value)
+
+    def get(self, key: str) -> str:
+        """Waits until a rank has set it."""
+        deadline = time.monotonic() + self.timeout
+        try:
+            while not self.store.check([key]):
+                self.control.require_intact()
+                if time.monotonic() > deadline:
+                    raise CommunicatorError(
+                        f"rank {self.rank} waited for '{key}' of another rank, in vain for {self.timeout} s "
+                        "(init(timeout=)). See what the ranks do"
+                    )
+                time.sleep(LOOK_SECONDS)
+            return self.store.get(key).decode()
+        except dist.DistError as error:  # the store ends with the rank that serves it
+            raise explanation(self.control, error) from error
+
+
+def meet(timeout: float) -> Rendezvous:
+    """All ranks of the job, by torchrun's variables or torch's process group."""
+    store, rank, world_size = _store(timeout)
+    return _joined(PrefixStore("aliquot", store), rank, world_size, timeout)
+
+
+def alone(timeout: float) -> Rendezvous:
+    """A world of one."""
+    return _joined(HashStore(), 0, 1, timeout)
+
+
+def _store(timeout: float) -> tuple[Store, int, int]:
+    if dist.is_initialized():
+        return dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
+    store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    return store, rank, world_size
+
+
+def _joined(store: Store, rank: int, world_size: int, timeout: float) -> Rendezvous:
+    """Rank 0 listens on the interface that other hosts know it by, which torchrun names."""
+    control = _core.ControlChannel(
+        store.set, lambda key: store.get(key).decode(), "control", rank, world_size,
+        os.environ.get("MASTER_ADDR", "127.0.0.1"), float(os.environ.get("ALIQUOT_PATIENCE", PATIENCE)), timeout,
+    )  # fmt: skip
+    return Rendezvous(store, rank, world_size, timeout, control)
