@@ -11,6 +11,7 @@ import aliquot
 import numpy
 import pytest
 import torch
+from checkpoints import assert_same_content, content_of
 from models import WIDTH
 from ranks import SHARED_MEMORY, TRANSPORTS, Transport, run_ranks
 from torch import Tensor, nn
@@ -140,3 +141,31 @@ def test_resumes_from_what_was_saved_behind_training(tmp_path: Path) -> None:
 
 def test_resumes_alone(tmp_path: Path) -> None:
     run_ranks(1, cut_off_and_resume, tmp_path, 3, None, random_cuts(6), True, transport=SHARED_MEMORY)
+
+
+def cut_between_backward_and_step(rank: int, directory: Path, stage: int) -> None:
+    """The gradients are there again, to read, to save once more, and to step with, scaled as they are."""
+    run, other = Run(rank, stage, "fp16", seed=0), Run(rank, stage, "fp16", seed=1)
+    run.scaler.scale(run.model(run.data[0]).float().square().mean()).backward()
+    run.save(directory / "first", wait=True)
+    other.resume(directory / "first", 0)
+    other.save(directory / "second", wait=True)
+    first, second = (content_of(directory / name / "step_0") for name in ("first", "second"))
+    assert len(first["gradients"]) == 6
+    assert_same_content(second, first)
+    for each in (run, other):
+        gradients = [param.grad for param in each.model.parameters()]
+        if stage < 2:
+            expected = run.model[0].weight.grad
+            assert torch.equal(gradients[0], expected)
+        assert None not in gradients
+        each.scaler.step(each.optimizer)
+        each.scaler.update()
+    expected, actual = run.state(), other.state()
+    assert torch.isfinite(expected["norm"])
+    assert [name for name in expected if name != "random" and not torch.equal(actual[name], expected[name])] == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_resumes_between_backward_and_step(stage: int, tmp_path: Path) -> None:
+    run_ranks(2, cut_between_backward_and_step, tmp_path, stage)
