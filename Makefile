@@ -78,6 +78,7 @@ faults: .venv/aliquot .venv/dev .venv/examples .venv/build .cache/test_libraries
 	@ctest --preset release --tests-regex '^Control'
 	@python -m pytest tests/python/test_liveness.py tests/python/test_stopping.py tests/python/test_peer_lost.py \
 	  tests/python/test_stalls.py --kills 50 --freezes 50 --stall-seconds 1800
+	@python -m pytest tests/python/test_interchange_refusals.py
 	@python -m pytest tests/faults --all-faults
 
 sanitize: asan tsan
@@ -133,7 +134,7 @@ clean:
 
 .venv/run: constraints.txt .venv/venv
 	@echo "Installing torch"
-	@$(install) torch numpy pydantic rich
+	@$(install) torch numpy pydantic rich safetensors
 	@touch $@
 
 .venv/examples: constraints.txt .venv/run
@@ -143,7 +144,7 @@ clean:
 
 .venv/dev: constraints.txt .venv/run
 	@echo "Installing the test and lint tools"
-	@$(install) clang-format clang-tidy hypothesis mypy pytest ruff safetensors
+	@$(install) clang-format clang-tidy hypothesis mypy pytest ruff
 	@touch $@
 
 # The old package goes first: the build loads the cmake.prefix entry points of what is installed, and with them torch.

@@ -11,6 +11,8 @@ from aliquot._core import Error, __version__
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0 if all is well, 1 for damage or an error, 2 for a call that is none."""
+    from aliquot.checkpoint.cli.text import printable
+
     parser = _parser()
     args = parser.parse_args(arguments)
     if args.cmake_dir:
@@ -21,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except (Error, OSError) as error:
-        print(f"aliquot: {error}", file=sys.stderr)
+        print(printable(f"aliquot: {error}"), file=sys.stderr)
         return 1
 
 

@@ -191,6 +191,8 @@ def overwrite(model: ShardedModel, call: str, given: Mapping[str, torch.Tensor])
         if model.world.rank == 0:
             try:
                 value = given[next(name for name in names if name in given)]
+                if value.shape != like.shape:
+                    raise ValueError(f"it has shape {tuple(value.shape)} now")
             except Exception as error:
                 problem = f"{call}: {names[0]} can't be read, and part of the model has new values: {error}"
         if problem := first_problem(model, call, problem):

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import struct
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from aliquot.interchange import dcp_reading, hugging_face_reading
+from aliquot.interchange.entry import Entry
+from aliquot.interchange.tensor_file import TensorFile
 from ranks import run_ranks
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -293,18 +296,40 @@ def test_no_flipped_bit_of_a_tensor_passes(tmp_path: Path) -> None:
             read_all(tmp_path)
 
 
-@pytest.mark.parametrize("base", [".metadata", "__0_0.distcp"])
+SECONDS = float(os.environ.get("ALIQUOT_FUZZ_SECONDS", "1"))
+READERS = {
+    ".metadata": dcp_reading.read,
+    "__0_0.distcp": dcp_reading.read,
+    "model.safetensors": hugging_face_reading.read,
+    "model.safetensors.index.json": hugging_face_reading.read,
+}
+
+
+def changed(whole: bytes, choose: random.Random) -> bytes:
+    """Some bytes others, some moved, perhaps cut off."""
+    damaged = bytearray(whole)
+    for _ in range(choose.choice((1, 1, 1, 8))):
+        damaged[choose.randrange(len(damaged))] = choose.randrange(256)
+    if not choose.randrange(4):
+        begin, to = choose.randrange(len(damaged)), choose.randrange(len(damaged))
+        damaged[to:to] = damaged[begin : begin + 20]
+    return bytes(damaged[: choose.choice((len(damaged), choose.randrange(len(damaged))))])
+
+
+@pytest.mark.parametrize("base", READERS)
 def test_whatever_is_changed_only_a_checkpoint_error_comes(base: str, tmp_path: Path) -> None:
+    """ALIQUOT_FUZZ_SECONDS makes it longer (`make faults`)."""
     Metadata(tmp_path)
+    save_file(STATE, tmp_path / "model.safetensors")
+    if base.endswith("json"):
+        write_index(tmp_path, {"metadata": {}, "weight_map": dict.fromkeys(STATE, "model.safetensors")})
     whole = (tmp_path / base).read_bytes()
     choose = random.Random(0)
-    for _ in range(1000):
-        damaged = bytearray(whole)
-        for _ in range(choose.choice((1, 1, 1, 8))):
-            damaged[choose.randrange(len(damaged))] = choose.randrange(256)
-        (tmp_path / base).write_bytes(damaged[: choose.choice((len(damaged), choose.randrange(len(damaged))))])
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        (tmp_path / base).write_bytes(changed(whole, choose))
         try:
-            found = read_all(tmp_path)
+            found = dict(READERS[base](tmp_path))
         except aliquot.CheckpointError:
             continue
         assert all(isinstance(value, Tensor) for value in found.values())
@@ -325,6 +350,14 @@ def test_a_damaged_tensor_is_an_error_on_every_rank(tmp_path: Path) -> None:
     path = tmp_path / "__0_0.distcp"
     path.write_bytes(path.read_bytes().replace(STATE["bias"].numpy().tobytes(), b"damaged!"))
     run_ranks(WORLD_SIZE, damage)
+
+
+@pytest.mark.parametrize("name", ["__metadata__", "complex"])
+def test_tensors_that_the_format_can_not_hold_are_refused(name: str, tmp_path: Path) -> None:
+    entry = Entry(name, torch.complex128 if name == "complex" else torch.float32, (1,))
+    with pytest.raises(aliquot.CheckpointError, match=f"{name}.*safetensors"):
+        TensorFile(tmp_path / "file", [entry])
+    assert not (tmp_path / "file").exists()
 
 
 def test_nothing_is_overwritten_and_nothing_left_behind(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ class Engine {
   /// both, behind begin_write. \throws InvalidArgument unless `present` has a word on each parameter
   void restore_gradients(std::size_t unit, const std::vector<bool>& present, Stream stream = {});
   void share_gradients(Stream stream = {});
-  /// AdamW's count for each parameter. On a device the host waits. set_groups() comes first.
+  /// The optimizer's count for each parameter. On a device the host waits. set_groups() comes first.
   ParamSteps param_steps(Stream stream = {}) const;
   /// \throws InvalidArgument unless there is one for each parameter
   void set_param_steps(ParamSteps steps, Stream stream = {});

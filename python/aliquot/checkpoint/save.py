@@ -213,16 +213,9 @@ def _assembled(step: int, shared: dict[str, Any], reports: list[dict[str, Any]])
 
 def prune(directory: Path, keep: int) -> None:
     """Removes all but the latest checkpoints, and what saves that died have left."""
-    from aliquot.checkpoint.catalog import open_checkpoint
+    from aliquot.checkpoint.catalog import superseded
 
-    kept = 0
-    for step in folder.steps(directory):
-        try:
-            open_checkpoint(directory, step)
-        except CheckpointError:
-            continue  # whatever it is, it is not ours to remove
-        kept += 1
-        if kept > keep:
-            folder.retire(directory, step)
+    for step in superseded(directory, keep):
+        folder.retire(directory, step)
     for draft in folder.drafts(directory):
         folder.discard(draft)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -39,31 +39,37 @@ def read(path: Path) -> Source:
 
 
 class _File:
-    """An open safetensors file."""
+    """A safetensors file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_file():
             raise CheckpointError(f"{path}: it is no plain file")
         try:
-            self._open = cast(Any, safe_open(path, "pt"))
-            self.entries = {name: self._entry(name) for name in self._open.keys()}  # noqa: SIM118
+            with _opened(path) as file:
+                self.entries = {name: _entry(name, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{path}: {error!s:.300}") from None
 
-    def _entry(self, name: str) -> Entry:
-        header = self._open.get_slice(name)
-        word = header.get_dtype()
-        if word not in DTYPES:
-            raise ValueError(f"{name} is {word}, which torch has no dtype for")
-        return Entry(name, DTYPES[word], tuple(header.get_shape()))
-
     def read(self, name: str) -> Tensor:
+        """Opens the file anew, for all that was read of it stays in memory until it is closed."""
         try:
-            tensor: Tensor = self._open.get_tensor(name)
+            with _opened(self.path) as file:
+                tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{self.path}: {name}: {error!s:.300}") from None
         return tensor
+
+
+def _opened(path: Path) -> Any:
+    return safe_open(str(path), "pt")
+
+
+def _entry(name: str, header: Any) -> Entry:
+    word = header.get_dtype()
+    if word not in DTYPES:
+        raise ValueError(f"{name} is {word}, which torch has no dtype for")
+    return Entry(name, DTYPES[word], tuple(header.get_shape()))
 
 
 def _joined(files: Mapping[str, _File], where: Mapping[str, str] | None = None) -> Source:

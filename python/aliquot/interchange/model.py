@@ -19,7 +19,7 @@ from torch import nn
 from aliquot._core import CheckpointError
 from aliquot.checkpoint.contents import tied_names
 from aliquot.checkpoint.verdict import problem_of
-from aliquot.interchange import dcp_reading, dcp_writing, hugging_face_writing
+from aliquot.interchange import dcp_reading, hugging_face_writing
 from aliquot.interchange.entry import ROUNDED, Entry, Named, Source, require_rounded
 from aliquot.interchange.new_folder import new_folder
 from aliquot.sharded import ShardedModel, sharded
@@ -82,6 +82,8 @@ def save_dcp(model: nn.Module, directory: Directory, *, prefix: str = "", dtype:
     entries = [replace(entry.cast_to(dtype), name=prefix + entry.name) for entry in entries_of(state)]
 
     def fill(folder: Path, values: Named) -> None:
+        from aliquot.interchange import dcp_writing  # which takes most of a second
+
         dcp_writing.write(folder, entries, map(partial(_prefixed, prefix), values))
 
     _export(state, "save_dcp", Path(directory), fill)

@@ -15,6 +15,9 @@ from aliquot.checkpoint.dtypes import word_of
 from aliquot.checkpoint.parts import as_bytes
 from aliquot.interchange.entry import Entry
 
+METADATA = "__metadata__"
+"""What the format calls strings that are no tensors."""
+
 
 class TensorFile:
     """A new file. Behind the `with` that it is used in, every tensor has been put there, and is on the disk.
@@ -70,9 +73,11 @@ class TensorFile:
 
 
 def _header(entries: Iterable[Entry], metadata: Mapping[str, str]) -> bytes:
-    content: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    content: dict[str, object] = {METADATA: dict(metadata)} if metadata else {}
     reached = 0
     for entry in entries:
+        if entry.name == METADATA:
+            raise CheckpointError(f"a tensor can't be named {METADATA} in a safetensors file")
         content[entry.name] = {
             "dtype": word_of(entry.dtype, entry.name),
             "shape": list(entry.shape),

@@ -73,11 +73,13 @@ class Slice(io.RawIOBase):
 def read_tensor(path: Path, offset: int, length: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """The tensor in these bytes of the file, which must be of this dtype and shape."""
     expected = torch.Size(shape).numel() * dtype.itemsize
-    if length > expected + MAX_OVERHEAD:
+    if not expected <= length <= expected + MAX_OVERHEAD:
         raise CheckpointError(f"{path}: {length} bytes are said to hold a tensor of {expected}")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
+            if os.fstat(descriptor).st_size < offset + length:
+                raise EOFError("the file ends before that")
             with zipfile.ZipFile(io.BufferedReader(Slice(descriptor, offset, length))) as archive:
                 return _Archive(archive).tensor(dtype, shape)
         finally:

@@ -12,7 +12,7 @@ from aliquot.checkpoint.catalog import Checkpoint
 from aliquot.checkpoint.cli.arguments import Commands, add_step, chosen, parser_of
 from aliquot.checkpoint.cli.progress import Note, progress
 from aliquot.checkpoint.whole import whole_tensors
-from aliquot.interchange import dcp_writing, hugging_face_writing
+from aliquot.interchange import hugging_face_writing
 from aliquot.interchange.entry import Entry, Named, Source
 from aliquot.interchange.new_folder import new_folder
 
@@ -63,6 +63,8 @@ def _noted(source: Source, name: str, note: Note) -> torch.Tensor:
 
 def _write(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path, entries: list[Entry], values: Named) -> None:
     if args.format == "dcp":
+        from aliquot.interchange import dcp_writing  # which takes most of a second
+
         dcp_writing.write(folder, entries, values)
     else:
         tied = {args.prefix + other: args.prefix + first for other, first in checkpoint.manifest.tied.items()}

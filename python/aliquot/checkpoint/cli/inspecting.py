@@ -10,7 +10,7 @@ from typing import Any
 from aliquot.checkpoint.catalog import Checkpoint
 from aliquot.checkpoint.cli.arguments import Commands, add_json, add_step, chosen, parser_of
 from aliquot.checkpoint.cli.listing import about, size_of
-from aliquot.checkpoint.cli.text import size_text, table
+from aliquot.checkpoint.cli.text import printable, size_text, table
 from aliquot.checkpoint.manifest import Manifest, Tensor
 
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     width = max(map(len, summary))
     for name, value in summary.items():
-        print(f"{name.ljust(width)}  {value}")
+        print(printable(f"{name.ljust(width)}  {value}"))
     rows = [(key, found["dtype"], str(found["shape"]), size_text(found["bytes"])) for key, found in tensors.items()]
     print("\n" + table([("tensor", "dtype", "shape", "size"), *rows]) if rows else "\nno such tensor")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from aliquot._core import InvalidArgument
 from aliquot.checkpoint import folder
 from aliquot.checkpoint.catalog import superseded
 from aliquot.checkpoint.cli.arguments import Commands, add_json, located, parser_of, positive
@@ -26,7 +27,9 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """The oldest goes first, so that what is left if it is stopped are the latest."""
-    directory, _ = located(args)
+    directory, step = located(args)
+    if step is not None:
+        raise InvalidArgument(f"{args.directory} is one checkpoint: prune takes the directory that it is in")
     steps = superseded(directory, args.keep)[::-1]
     leftovers = folder.drafts(directory) if args.leftovers else []
     if not args.dry_run:

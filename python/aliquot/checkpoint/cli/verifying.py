@@ -13,7 +13,7 @@ from aliquot.checkpoint.catalog import read_manifest
 from aliquot.checkpoint.cli.arguments import Commands, add_json, add_step, located, parser_of
 from aliquot.checkpoint.cli.listing import size_of
 from aliquot.checkpoint.cli.progress import progress
-from aliquot.checkpoint.cli.text import size_text
+from aliquot.checkpoint.cli.text import printable, size_text
 from aliquot.checkpoint.verification import Damage, damages
 
 NAMED = 5
@@ -69,4 +69,4 @@ def _line(damage: dict[str, Any]) -> str:
     where = damage["file"] if damage["chunk"] is None else f"{damage['file']}: chunk {damage['chunk']}"
     more = len(damage["tensors"]) - NAMED
     tensors = ", ".join(damage["tensors"][:NAMED]) + (f" and {more} more" if more > 0 else "")
-    return f"DAMAGED {where}: {damage['problem']}" + (f"; in it: {tensors}" if tensors else "")
+    return printable(f"DAMAGED {where}: {damage['problem']}" + (f"; in it: {tensors}" if tensors else ""))
