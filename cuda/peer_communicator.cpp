@@ -77,6 +77,11 @@ void PeerCommunicator::meet(const Tag& tag, int channel, Stream stream) {
   });
 }
 
+void PeerCommunicator::mark(Stream stream) {
+  const DeviceGuard guard(device());
+  queues_[gathers].progress.mark(stream);
+}
+
 void PeerCommunicator::enqueue(int number, Stream stream, const std::function<void()>& work) {
   Queue& queue = queues_[static_cast<std::size_t>(number)];
   end_if_fails([&] {

@@ -38,6 +38,7 @@ class PeerCommunicator final : public WatchedCommunicator {
   bool maps_peers() const noexcept override { return true; }
   const std::byte* peer(int rank, const std::byte* own) const override;
   void meet(const Tag& tag, int channel, Stream stream) override;
+  void mark(Stream stream) override;
 
  private:
   /// Work of one kind, which is done in one order and meets on a channel of its own.

@@ -91,6 +91,11 @@ bool DeviceReducer::offer(std::size_t unit, const Gradients& gradients, Stream s
 void DeviceReducer::take(std::size_t unit, const Gradients& gradients, Stream stream) {
   Unit& state = units_[unit];
   const Layout& layout = store_.layout(unit);
+  if (state.of_before) {
+    throw InvalidArgument("unit '" + layout.unit().name +
+                          "' has gradients of before the step that is captured: call zero_grad() in the step, before "
+                          "its first backward, or at its end");
+  }
   const DeviceGuard guard(device_);
   store_.take_gradient(unit, stream);  // which may throw: ranks that repeat the step must find the same outbox next
   Outbox& outbox = outboxes_[next_outbox_ % outboxes_.size()];
@@ -98,6 +103,7 @@ void DeviceReducer::take(std::size_t unit, const Gradients& gradients, Stream st
   block(outbox.sent, stream, timeline_, Activity::reduce, layout.unit().name);
   pack(unit, gradients, outbox, stream);
   send(unit, outbox);
+  if (capturing_) communicator_.await(Communicator::every_launch);
   ++next_outbox_;
   for (std::size_t param = 0; param < gradients.size(); ++param) {
     if (gradients[param] != nullptr) state.present[param] = true;
@@ -212,6 +218,16 @@ void DeviceReducer::renew() {
   }
 }
 
+void DeviceReducer::begin_capture() {
+  capturing_ = true;
+  for (Unit& unit : units_) unit.of_before = !unit.empty;
+}
+
+void DeviceReducer::end_capture() {
+  capturing_ = false;
+  for (Unit& unit : units_) unit.of_before = false;
+}
+
 void DeviceReducer::follow(Stream stream) {
   followed_.record(stream);
   followed_.block(stream_.get());
@@ -228,6 +244,7 @@ void DeviceReducer::clear(Stream stream) {
   store_.drop_gradients();
   for (Unit& unit : units_) {
     unit.empty = true;
+    unit.of_before = false;
     unit.present.assign(unit.present.size(), false);
   }
   fill_async(report_.data(), 0, report_.bytes(), stream);

@@ -50,6 +50,10 @@ class DeviceReducer {
   /// This rank's report, on the device, current on `stream`.
   std::span<const std::byte> report(Stream stream);
 
+  /// From here to end_capture() what is given to streams is captured (see Gatherer). \throws InvalidArgument from what
+  /// adds to a gradient that was there before: it may lie elsewhere in a replay
+  void begin_capture();
+  void end_capture();
   /// The host waits for what is under way; no event was ever recorded.
   void renew();
   /// What `stream` was given so far comes before what the reducer does next, on a stream of its own.
@@ -73,6 +77,7 @@ class DeviceReducer {
     std::size_t first_param = 0;
     bool offered = false;       ///< in this micro-step
     bool empty = true;          ///< nothing was reduced since clear()
+    bool of_before = false;     ///< something was when the capture began that is under way
     std::vector<bool> present;  ///< per parameter, on this rank
   };
   struct Outbox {
@@ -119,6 +124,7 @@ class DeviceReducer {
   Event followed_;
   ReduceStatistics statistics_;
   Timeline* timeline_ = nullptr;
+  bool capturing_ = false;
 };
 
 }  // namespace aliquot

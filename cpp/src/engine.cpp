@@ -228,9 +228,11 @@ StepResult Engine::step(std::span<const Rule> rules, std::optional<double> max_n
 
 StepResult Engine::step_on_device(std::span<const Rule> rules, std::optional<double> max_norm, Stream stream) {
   auto& optimizer = *std::get<std::unique_ptr<DeviceOptimizer>>(optimizer_);
-  if (!capturing_) optimizer.send(rules, stream);
+  if (!captured_steps_) optimizer.send(rules, stream);
   optimizer.step(*std::get<std::unique_ptr<DeviceReducer>>(reducer_), max_norm, stream);
-  return capturing_ ? StepResult{} : optimizer.receive(stream);
+  if (!captured_steps_) return optimizer.receive(stream);
+  ++*captured_steps_;
+  return {};
 }
 
 StepResult Engine::step_on_host(std::span<const Rule> rules, std::optional<double> max_norm) {

@@ -16,34 +16,50 @@ void Engine::require_replayable() const {
   if (timeline_ != nullptr) throw InvalidArgument("a graph can't be captured while the model is profiled");
 }
 
+DeviceReducer& Engine::device_reducer() const { return *std::get<std::unique_ptr<DeviceReducer>>(reducer_); }
+
 void Engine::renew() {
   require_replayable();
-  capturing_ = false;
+  captured_steps_.reset();
+  gatherer_.end_capture();
+  device_reducer().end_capture();
   gatherer_.renew();
-  std::get<std::unique_ptr<DeviceReducer>>(reducer_)->renew();
+  device_reducer().renew();
 }
 
 void Engine::begin_capture(Stream stream) {
   require_replayable();
   gatherer_.follow(stream);
-  std::get<std::unique_ptr<DeviceReducer>>(reducer_)->follow(stream);
-  capturing_ = true;
+  device_reducer().follow(stream);
+  gatherer_.begin_capture();
+  device_reducer().begin_capture();
+  captured_steps_ = 0;
 }
 
 void Engine::end_capture(Stream stream) {
   gatherer_.finish_reads(stream);
-  std::get<std::unique_ptr<DeviceReducer>>(reducer_)->await_sums(stream);
-  capturing_ = false;
+  device_reducer().await_sums(stream);
+  if (captured_steps_ == 0) {
+    throw InvalidArgument("what was captured holds no step of the optimizer: call its step() there");
+  }
 }
 
+// What the engine's streams still do for steps as they are (ranks meet there behind an update, and gather ahead) comes
+// first.
 void Engine::begin_replay(std::span<const Rule> rules, Stream stream) {
+  communicator_.require_intact();
+  gatherer_.finish_reads(stream);
+  device_reducer().await_sums(stream);
   std::get<std::unique_ptr<DeviceOptimizer>>(optimizer_)->send(rules, stream);
 }
 
 StepResult Engine::end_replay(Stream stream) {
+  release_held(stream);
+  graph_.assign(graph_.size(), false);
   gatherer_.forget_all();
   gatherer_.follow(stream);
-  std::get<std::unique_ptr<DeviceReducer>>(reducer_)->follow(stream);
+  device_reducer().follow(stream);
+  communicator_.mark(stream);
   return std::get<std::unique_ptr<DeviceOptimizer>>(optimizer_)->receive(stream);
 }
 

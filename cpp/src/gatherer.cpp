@@ -87,6 +87,7 @@ void Gatherer::fill(std::size_t unit, std::byte* slot) {
         }
         filled.record(stream_.get());
       });
+  if (capturing_) communicator_.await(launch);
   slots_.filled(unit, version_, launch);
 }
 

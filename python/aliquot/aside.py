@@ -17,7 +17,9 @@ LOSS_SECONDS = 2.0
 
 
 def while_all_live(control: _core.ControlChannel, call: Callable[[], T]) -> T:
-    """What `call` returns. If a rank is lost meanwhile it is left behind, on a thread of its own."""
+    """What `call` returns. If a rank is lost meanwhile it is left behind, on a thread of its own: even torch's store
+    does not answer while the rank that serves it is frozen.
+    """  # fmt: skip
     future: Future[T] = Future()
     Thread(target=_fulfil, args=(future, call), daemon=True).start()
     while not wait([future], LOOK_SECONDS).done:

@@ -56,7 +56,7 @@ class FusedOptimizer(ShardedOptimizer):
 
     def rules(self) -> list[_core.Rule]:
         """What the groups say now, as the core takes it."""
-        return [self._rule(group) for group in self.param_groups]
+        return [self._possible_rule(group) for group in self.param_groups]
 
     @property
     def grad_norm(self) -> torch.Tensor:

@@ -225,7 +225,9 @@ class Passes:
         """Puts everything back after a pass that did not finish."""
         logger.warning("rank %d: %s", self.model.world.rank, why)
         self.model.engine.reset(self.model.stream())
-        self.model.accumulating = False
+        self.model.accumulating = self.model.scale_moved = False
+        if self.model.scaler is not None:
+            self.model.scaler.give_up()
         for unit in self.model.units:
             unit.expected = 0
             unit.drop_gradients()

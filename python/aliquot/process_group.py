@@ -82,12 +82,12 @@ class ProcessGroup:
     def _finish(self, work: dist.Work | None) -> None:
         """Waits for Gloo, which does not see that a rank is frozen or has raised, for as long as all ranks live."""
         while work is not None:
-            self.control.require_intact()
             with contextlib.suppress(RuntimeError):
                 work.wait(SLICE)
             if work.is_completed():
                 work.wait()
                 return
+            self.control.require_intact()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

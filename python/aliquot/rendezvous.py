@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -12,12 +11,10 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from aliquot import _core
-from aliquot._core import CommunicatorError
-from aliquot.aside import explanation
+from aliquot.aside import while_all_live
 
 PATIENCE = 10.0
 """Seconds after which a rank that says nothing counts as frozen, unless ALIQUOT_PATIENCE says otherwise."""
-LOOK_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -32,23 +29,11 @@ class Rendezvous:
 
     def set(self, key: str, value: str) -> None:
         """Lets the ranks read `value`."""
-        self.store.set(key, value)
+        while_all_live(self.control, lambda: self.store.set(key, value))
 
     def get(self, key: str) -> str:
         """Waits until a rank has set it."""
-        deadline = time.monotonic() + self.timeout
-        try:
-            while not self.store.check([key]):
-                self.control.require_intact()
-                if time.monotonic() > deadline:
-                    raise CommunicatorError(
-                        f"rank {self.rank} waited for '{key}' of another rank, in vain for {self.timeout} s "
-                        "(init(timeout=)). See what the ranks do"
-                    )
-                time.sleep(LOOK_SECONDS)
-            return self.store.get(key).decode()
-        except dist.DistError as error:  # the store ends with the rank that serves it
-            raise explanation(self.control, error) from error
+        return while_all_live(self.control, lambda: self.store.get(key)).decode()
 
 
 def meet(timeout: float) -> Rendezvous:

@@ -127,6 +127,16 @@ class GradScaler:
         moves = new_scale is not None or self.growth_factor != STEADY
         self.model.scale_moved = moves and self.model.holds_gradients()
 
+    def give_up(self) -> None:
+        """No loss was scaled since the last update, and nobody has stepped: the pass did not finish."""
+        self._scaled = False
+        self._stepped.clear()
+
+    @property
+    def rule(self) -> tuple[float, float, int]:
+        """By which the scale moves: how it grows, how it backs off, after how many steps it grows."""
+        return self.growth_factor, self.backoff_factor, self.growth_interval
+
     def unscale_(self, optimizer: torch.optim.Optimizer) -> NoReturn:
         """An error: gradients are unscaled within the step."""
         raise Error(
@@ -169,7 +179,7 @@ class GradScaler:
         self._stepped.clear()
 
     def _rule(self) -> ScaleRule:
-        return ScaleRule(self.growth_factor, self.backoff_factor, self.growth_interval)
+        return ScaleRule(*self.rule)
 
     def _set(self, state: LossScale) -> None:
         if not (0 < state.scale < math.inf):

@@ -54,6 +54,8 @@ class ShardedModel:
         """Whether it did since the gradients in the store were made."""
         self.accumulating = False
         """Whether the store has gradients of a backward that no step has used."""
+        self.capturing = False
+        """Whether a step is being captured into a graph: what it gives to streams is not done yet."""
         self.passes: Passes
         """Set when the hooks are installed."""
         for group, unit in of_group.items():

@@ -94,16 +94,21 @@ class ShardedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self.model.world.background.poll(self.model.world.communicator)
-        require_reduced(self.model)
-        self.model.require_bound()
+        self.require_ready()
         if self.model.scaler is not None:
             self.model.scaler.require_scaled(self)
         result = self._update()
         self.model.passes.end_step()
         self.model.note_change()
-        self.note(result)
+        if not self.model.capturing:
+            self.note(result)
         return loss
+
+    def require_ready(self) -> None:
+        """Refuses to step where gradients or parameters are not where they belong. Collective while a save goes on."""
+        self.model.world.background.poll(self.model.world.communicator)
+        require_reduced(self.model)
+        self.model.require_bound()
 
     @property
     def grad_norm(self) -> torch.Tensor:

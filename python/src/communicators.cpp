@@ -106,7 +106,8 @@ void register_communicators(py::module_& module) {
           py::arg("what"), py::arg("address"), py::arg("count"), py::arg("stream"), released,
           "Sum over the ranks of `count` fp32 numbers in the transport's memory, in place.")
       .def("leave", &Communicator::leave, released, "Says that this rank is done. No call comes after it.")
-      .def("abort", [](Communicator& self, const std::string& reason) { self.abort(reason); }, py::arg("reason"))
+      .def(
+          "abort", [](Communicator& self, const std::string& reason) { self.abort(reason); }, py::arg("reason"))
       .def("require_intact", &Communicator::require_intact, released,
            "Raises what has ended this world, if anything has. Never waits.");
 

@@ -155,7 +155,7 @@ def unchecked_chunks() -> None:
 @mutant
 def unchecked_manifest() -> None:
     """The manifest's checksum is not looked at."""
-    checksum, loads = manifest.checksum, manifest._json
+    checksum, loads = manifest.checksum, manifest.parse_json
     found: list[int] = []
 
     def loads_and_notes(text: bytes) -> Any:
@@ -163,7 +163,7 @@ def unchecked_manifest() -> None:
         found[:] = [content.get("checksum")] if isinstance(content, dict) else []
         return content
 
-    manifest._json = loads_and_notes
+    manifest.parse_json = loads_and_notes
     manifest.checksum = lambda content: found.pop() if found else checksum(content)
 
 

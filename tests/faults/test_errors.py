@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import errors
-from conftest import Extent
+from extent import Extent
 from job import Job
 
 Run = Any

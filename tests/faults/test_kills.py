@@ -12,7 +12,7 @@ from typing import Any
 import checks
 import pytest
 from checks import ALL, ONE, Death
-from conftest import Extent
+from extent import Extent
 from job import Job
 
 Run = Any

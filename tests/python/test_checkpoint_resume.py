@@ -158,7 +158,7 @@ def cut_between_backward_and_step(rank: int, directory: Path, stage: int) -> Non
         if stage < 2:
             expected = run.model[0].weight.grad
             assert torch.equal(gradients[0], expected)
-        assert None not in gradients
+        assert all(gradient is not None for gradient in gradients)
         each.scaler.step(each.optimizer)
         each.scaler.update()
     expected, actual = run.state(), other.state()

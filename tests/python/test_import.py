@@ -52,3 +52,8 @@ print("no device")
 
 def test_import_starts_no_process_group() -> None:
     assert run("import torch, aliquot; print(torch.distributed.is_initialized())").strip() == "False"
+
+
+def test_what_checkpoints_need_is_imported_with_them() -> None:
+    code = "import sys, aliquot; print('pydantic' in sys.modules, callable(aliquot.save_checkpoint))"
+    assert run(code).split() == ["False", "True"]

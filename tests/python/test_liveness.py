@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ TRANSPORTS = ("shared_memory", "process_group")
 PATIENCE = 1.5
 """Seconds, so that a frozen rank costs a test little."""
 SECONDS = 15.0
-LEFT_BEHIND = (Path("/dev/shm"),)
+SHARED_MEMORY_FILES = Path("/dev/shm")
 
 
 class BadBatchError(Exception):
@@ -116,11 +116,16 @@ def others(culprit: int) -> list[int]:
     return [rank for rank in range(WORLD_SIZE) if rank != culprit]
 
 
-@pytest.fixture(autouse=True)
-def nothing_left_behind() -> Any:
-    before = [set(folder.iterdir()) for folder in LEFT_BEHIND]
+def left_behind() -> set[Path]:
+    """Semaphores are not the ranks' but those of whatever else runs on the machine."""
+    return {path for path in SHARED_MEMORY_FILES.iterdir() if not path.name.startswith("sem.")}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left_behind() -> Iterator[None]:
+    before = left_behind()
     yield
-    assert [set(folder.iterdir()) for folder in LEFT_BEHIND] == before
+    assert left_behind() <= before
     assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
 
 
@@ -155,8 +160,11 @@ def test_a_rank_that_skips_a_module(culprit: int) -> None:
     """Where it can't be right; `test_different_paths.py` is about where it can."""
     with started(WORLD_SIZE, train, "process_group", culprit, "skip", fail) as job:
         for end in job.ends(list(range(WORLD_SIZE)), SECONDS).values():
-            assert (end.code, end.error) == (1, "CommunicatorError"), end.text
-            assert set(re.findall(r"rank \d", end.last_line)) == {"rank 0", "rank 1"}
+            assert end.code == 1
+            assert end.error in ("CommunicatorError", "PeerLost"), end.text  # a rank that ends first is quoted
+            named = set(re.findall(r"rank \d", end.last_line))
+            assert len(named) == 2
+            assert f"rank {culprit}" in named
             assert len(set(re.findall(r"unit '([^']+)'", end.last_line))) == 2, end.text
 
 

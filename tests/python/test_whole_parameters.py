@@ -12,7 +12,7 @@ from aliquot.muon import orthogonalize
 from cases import CASES
 from ranks import TRANSPORTS, Transport, run_ranks
 from torch import Tensor, nn
-from training import MAX_NORM, STAGES, Reference, Turn, assert_same_weights, built
+from training import MAX_NORM, STAGES, Reference, Turn, assert_same_bits, assert_same_weights, built
 
 WORLD_SIZE = 2
 STEPS = 5
@@ -110,6 +110,12 @@ def train(rank: int, case_name: str, stage: int, pair: str) -> dict[str, Tensor]
 def test_steps_as_over_whole_parameters(stage: int, pair: str) -> None:
     first, second = run_ranks(WORLD_SIZE, train, "plain", stage, pair)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_lamb_gives_the_same_bits_at_all_stages() -> None:
+    of_stages = [run_ranks(WORLD_SIZE, train, "plain", stage, "LAMB")[0] for stage in STAGES]
+    for weights in of_stages[1:]:
+        assert_same_bits(weights, of_stages[0])
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS, ids=str)

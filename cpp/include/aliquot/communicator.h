@@ -122,6 +122,10 @@ class Communicator {
   virtual void await(std::uint64_t launch);
   static constexpr std::uint64_t every_launch = ~std::uint64_t{0};
 
+  /// What `stream` was given so far, replays of graphs with collectives of this communicator among it, is this rank's
+  /// part in them: it does not leave before that is done. Never waits.
+  virtual void mark(Stream) {}
+
   /// Numbers, from 0, those who share this communicator: every rank counts alike.
   std::size_t enlist() noexcept { return enlisted_++; }
 

@@ -181,7 +181,7 @@ class Engine {
   /// both, behind begin_write. \throws InvalidArgument unless `present` has a word on each parameter
   void restore_gradients(std::size_t unit, const std::vector<bool>& present, Stream stream = {});
   void share_gradients(Stream stream = {});
-  /// AdamW's count for each parameter. On a device the host waits. set_groups() comes first.
+  /// The optimizer's count for each parameter. On a device the host waits. set_groups() comes first.
   ParamSteps param_steps(Stream stream = {}) const;
   /// \throws InvalidArgument unless there is one for each parameter
   void set_param_steps(ParamSteps steps, Stream stream = {});
@@ -197,9 +197,10 @@ class Engine {
   void renew();
   /// `stream`, which is being captured, brings the engine's own streams into the capture. What follows is whole steps.
   void begin_capture(Stream stream);
-  /// They have joined `stream` again.
+  /// They have joined `stream` again. \throws InvalidArgument if no step was captured
   void end_capture(Stream stream);
-  /// Before `stream` is given a replay: its steps take these hyperparameters.
+  /// Before `stream` is given a replay: its steps take these hyperparameters. \throws PeerLost, CommunicatorError: what
+  /// has ended the world, of which a replay does not tell
   void begin_replay(std::span<const Rule> rules, Stream stream);
   /// After: what the engine is asked next comes behind the replay. Returns as step() does.
   StepResult end_replay(Stream stream);
@@ -220,6 +221,7 @@ class Engine {
   void release_held(Stream stream);
   void require_groups(const char* verb) const;
   void require_replayable() const;
+  DeviceReducer& device_reducer() const;
   void end_graphs(Stream stream);
   void round_masters(Stream stream);
   void round_master(std::size_t unit, Stream stream);
@@ -239,7 +241,7 @@ class Engine {
   std::vector<bool> graph_;        ///< a backward of this unit is expected
   std::vector<bool> in_backward_;  ///< acquired by pre_backward
   std::vector<bool> held_;
-  bool capturing_ = false;
+  std::optional<std::size_t> captured_steps_;  ///< in the capture that is under way
   Timeline* timeline_ = nullptr;
   double step_seconds_ = 0;
   StepCounts counts_;     ///< of steps that the host judged: on CPUs, and of begin_update

@@ -78,6 +78,10 @@ class Gatherer {
   void renew();
   /// What `stream` was given so far comes before what the gatherer does next, on a stream of its own.
   void follow(Stream stream);
+  /// From here to end_capture() what is given to streams is captured: it is given at once, since a capture that the
+  /// caller has spoiled would fail whatever comes later.
+  void begin_capture() { capturing_ = true; }
+  void end_capture() { capturing_ = false; }
   /// What the slots hold is not to be used again.
   void forget_all() { slots_.forget_all(); }
 
@@ -113,6 +117,7 @@ class Gatherer {
   std::uint32_t seen_version_ = 0;
   GatherStatistics statistics_;
   Timeline* timeline_ = nullptr;
+  bool capturing_ = false;
 };
 
 }  // namespace aliquot

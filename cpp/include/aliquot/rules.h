@@ -163,8 +163,8 @@ struct Sgd {
   }
 };
 
-/// The same with momentum, as torch.optim.SGD defines it: the first gradient is not dampened, nor is any without
-/// momentum.
+/// The same with momentum, as torch.optim.SGD defines it: the first gradient is not dampened. While momentum is 0 the
+/// buffer stays as it is.
 struct MomentumSgd {
   static constexpr std::string_view name = "SGD with momentum";
   static constexpr std::array states{Role::momentum_buffer};
@@ -184,13 +184,15 @@ struct MomentumSgd {
     float minus_lr = 0;
   };
   constexpr Scalars scalars(std::int64_t step) const {
-    const bool dampens = step > 1 && momentum != 0;
-    return {.weight_decay = static_cast<float>(weight_decay),
+    const float decay = static_cast<float>(weight_decay), minus_lr = static_cast<float>(-lr);
+    if (momentum == 0)
+      return {.weight_decay = decay, .momentum = 1, .take = 0, .ahead = 1, .behind = 0, .minus_lr = minus_lr};
+    return {.weight_decay = decay,
             .momentum = static_cast<float>(momentum),
-            .take = static_cast<float>(dampens ? 1 - dampening : 1),
+            .take = static_cast<float>(step > 1 ? 1 - dampening : 1),
             .ahead = nesterov ? 1.0F : 0.0F,
             .behind = static_cast<float>(nesterov ? momentum : 1),
-            .minus_lr = static_cast<float>(-lr)};
+            .minus_lr = minus_lr};
   }
   template <typename F>
   static constexpr void update(const Scalars& s, F& p, F g, F& momentum_buffer) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import aliquot
@@ -11,7 +12,7 @@ import pytest
 import torch
 from cases import BATCH
 from models import LanguageModel
-from ranks import PEER, PEER_POISONED, Transport, run_ranks
+from ranks import FORK, PEER, PEER_POISONED, Transport, run_ranks, started
 from torch import Tensor, nn
 from torch.nn import functional
 from training import STAGES, Case, Turn, assert_same_bits, built
@@ -86,16 +87,19 @@ def test_a_bad_gradient_is_skipped_in_a_replay(bad: int, precision: str | None) 
 
 
 def go_back_and_forth(rank: int, stage: int) -> None:
-    """Steps as they are between replays, and parameters read between them."""
+    """Steps as they are between replays, on ranks of which one is slow, and parameters read behind some."""
     eager, captured = Training(stage), Training(stage, captured=True)
-    for first in range(0, 12, 4):
+    replay = captured.train
+    for first in range(0, 24, 4):
         eager.run(rank, range(first, first + 4))
         captured.run(rank, range(first, first + 3))
-        assert_same_bits(captured.weights(), captured.weights())
-        replay, captured.train = captured.train, captured.step
+        captured.train = captured.step
+        if rank == first // 4 % 2:
+            torch.cuda._sleep(20_000_000)
         captured.run(rank, range(first + 3, first + 4))
         captured.train = replay
-        assert_same_bits(captured.weights(), eager.weights())
+        if first % 8:
+            assert_same_bits(captured.weights(), eager.weights())
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -142,6 +146,136 @@ def change_what_was_captured(rank: int) -> None:
 
 def test_a_changed_optimizer_is_captured_anew() -> None:
     run_ranks(2, change_what_was_captured, transport=PEER)
+
+
+def step_by_norms(rank: int) -> None:
+    outcomes = []
+    for captured in (False, True):
+        training = Training(3)
+        training.optimizer = aliquot.LAMB(training.model)  # type: ignore[assignment]
+        training.train = aliquot.graph(training.step, training.optimizer, WARMUP) if captured else training.step
+        training.run(rank, range(STEPS))
+        outcomes.append(training.weights())
+    assert_same_bits(*outcomes)
+
+
+def test_norms_of_whole_parameters_are_in_the_graph() -> None:
+    run_ranks(2, step_by_norms, transport=PEER)
+
+
+def save_between_replays(rank: int, directory: str) -> None:
+    eager, captured = Training(3), Training(3, captured=True)
+    eager.run(rank, range(12))
+    captured.run(rank, range(6))
+    aliquot.save_checkpoint(directory, captured.model, captured.optimizer, step=6)
+    captured.run(rank, range(6, 9))
+    aliquot.load_checkpoint(directory, captured.model, captured.optimizer)
+    captured.run(rank, range(6, 12))
+    assert_same_bits(captured.weights(), eager.weights())
+
+
+def test_checkpoints_may_come_between_replays(tmp_path: Path) -> None:
+    run_ranks(2, save_between_replays, str(tmp_path), transport=PEER)
+
+
+def replay_until_lost(rank: int, training_goes_on: Any) -> int:
+    training = Training(3, captured=True)
+    training.run(rank, range(WARMUP + 2))
+    training_goes_on.release()
+    try:
+        for step in range(WARMUP + 2, 1 << 20):
+            training.run(rank, range(step, step + 1))
+    except aliquot.PeerLost as error:
+        return error.rank
+    return -1
+
+
+def test_a_rank_that_dies_between_replays_is_named() -> None:
+    goes_on = FORK.Semaphore(0)
+    with started(2, replay_until_lost, goes_on, transport=PEER) as ranks:
+        for _ in range(2):
+            assert goes_on.acquire(timeout=60.0)
+        ranks.kill(1)
+        assert ranks.results(timeout=30.0) == [1, None]
+
+
+def capture_what_cannot_be(rank: int) -> None:
+    """Each is refused by name, and training goes on as if nothing had been."""
+    training, eager = Training(3), Training(3)
+    schedule = torch.optim.lr_scheduler.StepLR(training.optimizer, 1)
+    plain = training.step
+
+    def schedules(tokens: Tensor, factor: Tensor) -> Tensor:
+        loss = plain(tokens, factor)
+        schedule.step()
+        return loss
+
+    def never_steps(tokens: Tensor, factor: Tensor) -> Tensor:
+        return training.model(tokens).sum()
+
+    def adds_up(tokens: Tensor, factor: Tensor) -> Tensor:
+        loss = training.model(tokens).sum()
+        loss.backward()
+        training.optimizer.step()
+        return loss
+
+    for step, words in [(schedules, "schedulers outside"), (never_steps, "no step"), (adds_up, "of before the step")]:
+        training.run(rank, range(1))
+        eager.run(rank, range(1))
+        training.train = aliquot.graph(step, training.optimizer)
+        training.train.warmup = 0  # type: ignore[attr-defined]
+        with pytest.raises(aliquot.InvalidArgument, match=words):
+            training.run(rank, range(1, 2))
+        training.train = plain
+    training.run(rank, range(2))
+    eager.run(rank, range(2))
+    assert_same_bits(training.weights(), eager.weights())
+
+
+def test_steps_that_replays_could_not_repeat_are_refused() -> None:
+    run_ranks(2, capture_what_cannot_be, transport=PEER)
+
+
+class Asks(nn.Module):
+    """Asks the device for a number in the middle of a forward, if told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.1)) for _ in range(4))
+        self.asks = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            if number == 1 and self.asks:
+                x.sum().item()
+        return x
+
+
+def ask_in_a_forward(rank: int) -> None:
+    model: Any = aliquot.shard(built(Case(Asks, lambda model, turn: turn.normal(1))))
+    optimizer = aliquot.AdamW(model)
+
+    def step(x: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    for asks in (True, False):
+        model.asks = asks
+        captured = aliquot.graph(step, optimizer, warmup=1)
+        captured(torch.ones(2, 16))
+        if asks:
+            with pytest.raises(aliquot.Error, match="must not wait"):
+                captured(torch.ones(2, 16))
+            step(torch.ones(2, 16))
+    assert all(torch.isfinite(captured(torch.ones(2, 16))) for _ in range(4))
+
+
+def test_a_forward_that_asks_is_an_error_and_the_next_capture_is_fine() -> None:
+    run_ranks(2, ask_in_a_forward, transport=PEER)
 
 
 def wait_in_a_step(rank: int) -> None:
