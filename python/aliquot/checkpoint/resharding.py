@@ -37,10 +37,9 @@ def reshard(checkpoint: Checkpoint, directory: Path, files: int, note: Callable[
         parse(text)
         folder.write(draft / folder.MANIFEST, text)
         folder.publish(draft, folder.committed(directory, step))
-    except BaseException:
+    finally:
         with suppress(OSError):
-            folder.discard(draft)
-        raise
+            folder.discard(draft)  # what was not finished, or what was replaced
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,9 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield draft
         folder.publish(draft, path)
-    except BaseException:
+    finally:
         with suppress(OSError):
-            folder.discard(draft)
-        raise
+            folder.discard(draft)  # what was not finished, or the empty folder that was replaced
 
 
 def _require_free(path: Path) -> None:
