@@ -172,9 +172,11 @@ class _Replayed(Generic[P, R]):
 
     def _replay(self) -> R:
         assert self.captured is not None
-        moved, self.model.scale_moved = self.model.scale_moved, False  # the step clears its gradients itself
         self.optimizer.require_ready()
-        self.model.scale_moved = moved
+        if self.model.accumulating:
+            raise Error(
+                "gradients of backwards outside of the captured step would be lost in it: call zero_grad() first"
+            )
         self.engine.begin_replay(self.optimizer.rules(), self.model.stream())
         self.captured.replay()
         result = self.engine.end_replay(self.model.stream())
