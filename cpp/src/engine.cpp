@@ -4,31 +4,21 @@
 #include <string>
 #include <utility>
 
-#include "aliquot/device_kernels.h"
-#include "aliquot/kernels.h"
 #include "device_optimizer.h"
 #include "device_reducer.h"
 #include "device_write.h"
+#include "engine_rooms.h"
 #include "gradient_report.h"
 #include "host_write.h"
-#include "stopwatch.h"
 
 namespace aliquot {
 namespace {
-
-bool on_cpu(const MemoryResource& memory) { return memory.device().type == Device::Type::cpu; }
 
 void require_mapped(const ShardStore& store, const Communicator& communicator) {
   if (!communicator.maps_peers() || store.unit_count() == 0) return;
   if (communicator.peer(communicator.rank(), store.bytes_of(0, Role::param).data()) != nullptr) return;
   throw InvalidArgument("the peers of an engine on the transport '" + std::string(communicator.name()) +
                         "' can't map its memory: give it that of planned_memory()");
-}
-
-/// Calls `use` with whichever room is there: the host's or the device's.
-template <typename Room, typename Use>
-decltype(auto) with(Room& room, const Use& use) {
-  return std::visit([&](auto& pointer) -> decltype(auto) { return use(*pointer); }, room);
 }
 
 }  // namespace
@@ -109,174 +99,6 @@ void Engine::spread(Role role, Stream stream) {
   if (communicator_.one_sided()) communicator_.barrier({"spread", name_of(role)});
 }
 
-void Engine::set_groups(Grouping grouping, const Rule& rule) {
-  const LossScale scale = loss_scale();
-  optimizer_ = {};  // before its states
-  if (on_cpu(memory_)) {
-    optimizer_ = std::make_unique<Optimizer>(store_, communicator_, memory_, std::move(grouping), rule);
-  } else {
-    optimizer_ = std::make_unique<DeviceOptimizer>(store_, communicator_, *more_, grouping, rule);
-  }
-  set_loss_scale(scale);
-  profile(timeline_);
-}
-
-void Engine::regroup(Grouping grouping) {
-  require_groups("regroup");
-  std::visit([&](auto& optimizer) { optimizer->regroup(std::move(grouping)); }, optimizer_);
-}
-
-std::vector<Engine::Part> Engine::parts_of(std::size_t unit, Role role, Range range) const {
-  std::vector<Part> parts;
-  for (const Segment& segment : layout(unit).segments(range)) {
-    const std::span<std::byte> bytes = store_.held_bytes(unit, role, segment.range);
-    parts.push_back({segment.param, segment.range.begin - layout(unit).param(segment.param).begin, segment.range.size(),
-                     bytes.data()});
-  }
-  return parts;
-}
-
-std::vector<Engine::Part> Engine::values_to_step(std::size_t unit) const {
-  const bool has_master = store_.holds(unit, Role::master);
-  if (has_master && store_.master_form() == MasterForm::low16) {
-    throw InvalidArgument("unit '" + layout(unit).unit().name +
-                          "': the fp32 values are in two halves of 16 bits; ask for a plain fp32 master (in Python: "
-                          "Precision(master=\"fp32\"))");
-  }
-  return parts_of(unit, has_master ? Role::master : Role::param, store_.stepped_range(unit));
-}
-
-std::vector<Engine::Part> Engine::gradients_to_step(std::size_t unit) const {
-  std::vector<Part> parts = parts_of(unit, Role::grad, store_.stepped_range(unit));
-  for (Part& part : parts) {
-    if (!present_.at(unit).at(part.param)) part.data = nullptr;
-  }
-  return parts;
-}
-
-void Engine::end_graphs(Stream stream) {
-  release_held(stream);
-  graph_.assign(graph_.size(), false);
-  gatherer_.finish_reads(stream);
-}
-
-StepResult Engine::begin_update(std::optional<double> max_norm, Stream stream) {
-  end_graphs(stream);
-  GradientReport report = gradient_report(stream);
-  present_ = std::move(report.present);
-  return judge(report, max_norm, stream);
-}
-
-StepResult Engine::judge(const GradientReport& report, std::optional<double> max_norm, Stream stream) {
-  const bool skipped = report.non_finite > 0;
-  counts_.add(skipped);
-  if (skipped) {
-    LossScale scale = loss_scale(stream);
-    scale.overflow = 1;
-    set_loss_scale(scale, stream);
-  }
-  const float clip = max_norm ? clip_factor(report.norm, *max_norm) : 1.0F;
-  return {report.norm, skipped, report.first_bad, counts_, clip / report.loss_scale};
-}
-
-void Engine::end_update(Stream stream) {
-  round_masters(stream);
-  share_update(stream);
-}
-
-void Engine::round_masters(Stream stream) {
-  if (store_.master_form() != MasterForm::fp32) return;
-  for (std::size_t unit = 0; unit < unit_count(); ++unit) {
-    if (store_.holds(unit, Role::master)) round_master(unit, stream);
-  }
-}
-
-void Engine::round_master(std::size_t unit, Stream stream) {
-  const Range range = store_.stepped_range(unit);
-  const void* const master = store_.held_bytes(unit, Role::master, range).data();
-  void* const param = store_.held_bytes(unit, Role::param, range).data();
-  const DType dtype = layout(unit).unit().dtype;
-  if (on_cpu(memory_)) {
-    cast(master, DType::fp32, param, dtype, range.size());
-  } else {
-    cuda::cast(master, DType::fp32, param, dtype, range.size(), stream);
-  }
-}
-
-void Engine::share_update(Stream stream) {
-  if (store_.stage().shards_parameters()) {
-    gatherer_.publish(stream);
-  } else if (store_.stage().shards_states()) {
-    spread(Role::param, stream);
-  }
-}
-
-void Engine::require_groups(const char* verb) const {
-  if (std::visit([](auto& optimizer) { return optimizer != nullptr; }, optimizer_)) return;
-  throw InvalidArgument(std::string(verb) + " before set_groups: say which group each parameter is in");
-}
-
-StepResult Engine::step(std::span<const Rule> rules, std::optional<double> max_norm, Stream stream) {
-  require_groups("step");
-  const Stopwatch stopwatch(step_seconds_);
-  const TimedScope timed(timeline_, Activity::step, Hold::work, "step", 0, stream);
-  end_graphs(stream);
-  const StepResult result = on_cpu(memory_) ? step_on_host(rules, max_norm) : step_on_device(rules, max_norm, stream);
-  share_update(stream);
-  return result;
-}
-
-StepResult Engine::step_on_device(std::span<const Rule> rules, std::optional<double> max_norm, Stream stream) {
-  auto& optimizer = *std::get<std::unique_ptr<DeviceOptimizer>>(optimizer_);
-  if (!captured_steps_) optimizer.send(rules, stream);
-  optimizer.step(*std::get<std::unique_ptr<DeviceReducer>>(reducer_), max_norm, stream);
-  if (!captured_steps_) return optimizer.receive(stream);
-  ++*captured_steps_;
-  return {};
-}
-
-StepResult Engine::step_on_host(std::span<const Rule> rules, std::optional<double> max_norm) {
-  const GradientReport report = gradient_report();
-  StepResult result = judge(report, max_norm, {});
-  if (!result.skipped) {
-    std::get<std::unique_ptr<Optimizer>>(optimizer_)->step(rules, report.present, result.grad_scale);
-  }
-  return result;
-}
-
-const void* Engine::device_state() const {
-  const auto* optimizer = std::get_if<std::unique_ptr<DeviceOptimizer>>(&optimizer_);
-  return optimizer == nullptr ? nullptr : (*optimizer)->state();
-}
-
-void Engine::set_loss_scale(const LossScale& scale, Stream stream) {
-  loss_scale_ = scale;
-  if (auto* there = device_loss_scale()) copy_async(there, &scale, sizeof scale, stream);
-}
-
-void Engine::update_loss_scale(const ScaleRule& rule, Stream stream) {
-  if (auto* there = device_loss_scale()) {
-    const DeviceGuard guard(memory_.device());
-    cuda::update_loss_scale(there, rule, stream);
-  } else {
-    loss_scale_ = loss_scale_.updated(rule);
-  }
-}
-
-LossScale Engine::loss_scale(Stream stream) const {
-  LossScale scale = loss_scale_;
-  if (const LossScale* there = device_loss_scale()) {
-    copy_async(&scale, there, sizeof scale, stream);
-    synchronize(stream);
-  }
-  return scale;
-}
-
-LossScale* Engine::device_loss_scale() const {
-  const auto* optimizer = std::get_if<std::unique_ptr<DeviceOptimizer>>(&optimizer_);
-  return optimizer == nullptr || *optimizer == nullptr ? nullptr : (*optimizer)->loss_scale();
-}
-
 GradientReport Engine::gradient_report(Stream stream) {
   GradientReport report =
       with(reducer_, [&](auto& reducer) { return exchange_gradient_report(store_, reducer, communicator_, stream); });
@@ -343,59 +165,6 @@ void Engine::read(std::size_t unit, void* whole, Stream stream) {
       copy_async(bytes, block.data(), block.size(), stream);
     }
   }
-}
-
-std::vector<Engine::Part> Engine::parts_to_save(std::size_t unit, Role role) const {
-  return parts_of(unit, role, layout(unit).shard(communicator_.rank()));
-}
-
-// What does not train is not shared by end_update.
-std::vector<Engine::Part> Engine::parts_to_load(std::size_t unit, Role role) const {
-  const bool trains = layout(unit).unit().trainable;
-  return parts_of(unit, role, trains ? store_.stepped_range(unit) : store_.held_range(unit, role));
-}
-
-bool Engine::holds_gradients(std::size_t unit) const {
-  return store_.holds(unit, Role::grad) && with(reducer_, [&](const auto& reducer) { return !reducer.empty(unit); });
-}
-
-void Engine::restore_gradients(std::size_t unit, const std::vector<bool>& present, Stream stream) {
-  if (present.size() != layout(unit).unit().params.size()) {
-    throw InvalidArgument("restore_gradients: unit '" + layout(unit).unit().name + "' has " +
-                          std::to_string(layout(unit).unit().params.size()) + " parameters, not " +
-                          std::to_string(present.size()));
-  }
-  with(reducer_, [&](auto& reducer) { reducer.restore(unit, present, stream); });
-}
-
-void Engine::share_gradients(Stream stream) {
-  if (!store_.stage().shards_gradients()) spread(Role::grad, stream);
-}
-
-ParamSteps Engine::param_steps(Stream stream) const {
-  require_groups("param_steps");
-  return std::visit([&](const auto& optimizer) { return optimizer->steps(stream); }, optimizer_);
-}
-
-void Engine::set_param_steps(ParamSteps steps, Stream stream) {
-  require_groups("set_param_steps");
-  bool complete = steps.size() == unit_count();
-  for (std::size_t unit = 0; complete && unit < unit_count(); ++unit) {
-    complete = steps[unit].size() == layout(unit).unit().params.size();
-  }
-  if (!complete) throw InvalidArgument("set_param_steps: there is one count for each parameter of each unit");
-  std::visit([&](auto& optimizer) { optimizer->set_steps(std::move(steps), stream); }, optimizer_);
-}
-
-StepCounts Engine::step_counts() const {
-  const auto* optimizer = std::get_if<std::unique_ptr<DeviceOptimizer>>(&optimizer_);
-  return optimizer == nullptr ? counts_ : (*optimizer)->counts();
-}
-
-void Engine::set_step_counts(const StepCounts& counts, Stream stream) {
-  counts_ = counts;
-  if (auto* optimizer = std::get_if<std::unique_ptr<DeviceOptimizer>>(&optimizer_))
-    (*optimizer)->set_counts(counts, stream);
 }
 
 void Engine::profile(Timeline* timeline) {

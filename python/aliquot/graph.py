@@ -150,6 +150,10 @@ class _Replayed(Generic[P, R]):
         with suppress(RuntimeError, AttributeError):  # where torch has left the capture before it got so far
             torch._C._cuda_endAllocateToPool(self.device.index, pool)
         torch.cuda.synchronize()
+        with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self.stream):
+            torch.zeros(
+                1, device=self.device
+            )  # a capture that ends well also takes torch's generators out of the other
         self.engine.renew()
         self.model.passes.give_up("the capture of a step failed")
 
@@ -169,6 +173,10 @@ class _Replayed(Generic[P, R]):
     def _replay(self) -> R:
         assert self.captured is not None
         self.optimizer.require_ready()
+        if self.model.accumulating:
+            raise Error(
+                "gradients of backwards outside of the captured step would be lost in it: call zero_grad() first"
+            )
         self.engine.begin_replay(self.optimizer.rules(), self.model.stream())
         self.captured.replay()
         result = self.engine.end_replay(self.model.stream())

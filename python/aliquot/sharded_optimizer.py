@@ -95,6 +95,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.require_ready()
+        require_unmoved(self.model)
         if self.model.scaler is not None:
             self.model.scaler.require_scaled(self)
         result = self._update()
@@ -107,7 +108,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
     def require_ready(self) -> None:
         """Refuses to step where gradients or parameters are not where they belong. Collective while a save goes on."""
         self.model.world.background.poll(self.model.world.communicator)
-        require_reduced(self.model)
+        require_in_store(self.model)
         self.model.require_bound()
 
     @property
@@ -193,12 +194,22 @@ def drop_gradients(model: ShardedModel) -> None:
 
 def require_reduced(model: ShardedModel) -> None:
     """Refuses to use gradients that are not there yet."""
-    require_finished(model.passes)
+    require_in_store(model)
+    require_unmoved(model)
+
+
+def require_unmoved(model: ShardedModel) -> None:
+    """Refuses gradients of a loss scale that has moved since."""
     if model.scale_moved:
         raise Error(
             "these gradients are of the loss scale before aliquot.GradScaler.update(): call zero_grad() between update "
             "and the next backward, and update once all optimizers have stepped"
         )
+
+
+def require_in_store(model: ShardedModel) -> None:
+    """Refuses gradients that were not reduced, or are not all there."""
+    require_finished(model.passes)
     for unit in model.units:
         if unit.private:
             raise Error("within aliquot.gathered the parameters are private copies: step and clip outside of it")
