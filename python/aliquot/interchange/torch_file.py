@@ -17,7 +17,7 @@ from aliquot.interchange.pickle_data import Call, Global, read_pickle
 
 MAX_OVERHEAD = 1 << 20
 """Bytes that are no tensor's."""
-BLOCK = 4 << 20
+BLOCK = 1 << 20
 STORAGES = {
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
