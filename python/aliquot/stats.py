@@ -14,8 +14,8 @@ class Stats:
     """Of this rank, since the model was sharded."""
 
     bytes: dict[str, int]
-    """Held by role: `param`, `master`, `grad`, and the states of the fused optimizer (`exp_avg`, `momentum_buffer`, ...);
-    `slot`: full units; `outbox`: full gradients on their way to their owners."""
+    """Held by role: `param`, `master`, `grad`, and the states of the fused optimizer (`exp_avg`, `momentum_buffer`, and
+    others); `slot`: full units; `outbox`: full gradients on their way to their owners."""
     times: dict[str, float]
     """Host seconds: `gather` and `reduce` waiting and copying (on a GPU: giving work to streams), `step` in the
     optimizer; `forward` and `backward` in the hooks of modules and of autograd, gathers and reduces included."""
