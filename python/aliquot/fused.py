@@ -40,6 +40,10 @@ class FusedOptimizer(ShardedOptimizer):
         require_possible(type(self).__name__, group)
         return self._rule(group)
 
+    def require_settings(self, group: dict[str, Any]) -> None:
+        """Whatever has a kernel's rule, and can be one."""
+        self._possible_rule(group)
+
     def require_current(self) -> None:
         """Refuses to step where the states are another optimizer's."""
         if self.model.fused is None or self.model.fused() is not self:

@@ -105,6 +105,9 @@ class ShardedOptimizer(torch.optim.Optimizer):
             self.note(result)
         return loss
 
+    def require_settings(self, group: dict[str, Any]) -> None:
+        """Refuses hyperparameters that can't be right, of a checkpoint."""
+
     def require_ready(self) -> None:
         """Refuses to step where gradients or parameters are not where they belong. Collective while a save goes on."""
         self.model.world.background.poll(self.model.world.communicator)

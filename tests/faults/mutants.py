@@ -12,6 +12,7 @@ from typing import Any
 from aliquot import _core
 from aliquot.checkpoint import folder, load, manifest, reading, save
 from aliquot.checkpoint.save import Save
+from aliquot.checkpoint.snapshot import Snapshot
 
 MUTANTS: dict[str, Callable[[], None]] = {}
 
@@ -215,4 +216,4 @@ def no_snapshot() -> None:
         time.sleep(0.3)
         return write(self)
 
-    Save.detach, Save._write = lambda self: None, write_late  # type: ignore[method-assign]
+    Snapshot.detach, Save._write = lambda self: None, write_late  # type: ignore[method-assign]

@@ -13,12 +13,12 @@ from aliquot.checkpoint import folder
 def make_draft(directory: Path, step: int, content: bytes) -> Path:
     path = folder.draft(directory, step, folder.new_token())
     folder.make(path)
-    folder.write(path / "content", content)
+    folder.write(path / folder.MANIFEST, content)
     return path
 
 
 def saved(directory: Path, step: int) -> bytes:
-    return (folder.committed(directory, step) / "content").read_bytes()
+    return (folder.committed(directory, step) / folder.MANIFEST).read_bytes()
 
 
 def test_a_draft_becomes_a_checkpoint(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_draft_becomes_a_checkpoint(tmp_path: Path) -> None:
     assert saved(directory, 7) == b"new"
     assert [path.name for path in directory.iterdir()] == ["step_7"]
     assert folder.committed(directory, 7).stat().st_mode & 0o777 == 0o700
-    assert (folder.committed(directory, 7) / "content").stat().st_mode & 0o777 == 0o600
+    assert (folder.committed(directory, 7) / folder.MANIFEST).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced_at_one_instant(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_checkpoint_of_the_same_step_is_replaced_at_one_instant(tmp_path: Path
         draft = make_draft(tmp_path, 7, content)
         folder.publish(draft, folder.committed(tmp_path, 7))
         assert saved(tmp_path, 7) == content
-    assert (draft / "content").read_bytes() == b"old"
+    assert (draft / folder.MANIFEST).read_bytes() == b"old"
     folder.discard(draft)
     assert [path.name for path in tmp_path.iterdir()] == ["step_7"]
 

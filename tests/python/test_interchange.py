@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -216,12 +217,21 @@ def test_torch_reads_what_was_saved(tmp_path: Path) -> None:
                 assert torch.equal(bits(found[name]), bits(value)), (folder, name)
 
 
-def test_what_torch_saved_from_one_process_is_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_name", [False, True], ids=["by_value", "by_name"])
+def test_what_torch_saved_from_one_process_is_loaded(
+    by_name: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions of Python 3.11 differ in how they pickle an enumeration's members."""
+
     def work(rank: int) -> dict[str, Tensor]:
         model, _ = everything(3, seed=1)
         aliquot.load_dcp(model, tmp_path, prefix="model.")
         return aliquot.full_state_dict(model, all_ranks=True)
 
+    def reduced(member: Any, protocol: Any) -> Any:
+        return (getattr, (type(member), member.name)) if by_name else (type(member), (member.value,))
+
+    monkeypatch.setattr(enum.Enum, "__reduce_ex__", reduced)
     state = state_of_everything(0)
     dcp.save({"model": state, "optimizer": {"step": 3, "exp_avg": torch.ones(3)}}, checkpoint_id=tmp_path, no_dist=True)
     for found in run_ranks(WORLD_SIZE, work):

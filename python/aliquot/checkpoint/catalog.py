@@ -50,9 +50,10 @@ def read_manifest(directory: Path, step: int) -> Checkpoint:
     return Checkpoint(path, manifest, hashlib.sha256(text).hexdigest())
 
 
-def superseded(directory: Path, keep: int) -> list[int]:
-    """Steps of whole checkpoints but for the `keep` latest of them, the latest first."""
-    return [step for step in folder.steps(directory) if _is_whole(directory, step)][keep:]
+def superseded(directory: Path, keep: int, new: int | None = None) -> list[int]:
+    """Steps of whole checkpoints but for the `keep` latest of them and the `new` one, the latest first."""
+    whole = [step for step in folder.steps(directory) if _is_whole(directory, step)]
+    return [step for step in whole[keep:] if step != new]
 
 
 def _is_whole(directory: Path, step: int) -> bool:

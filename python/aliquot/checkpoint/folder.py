@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -45,6 +46,23 @@ def make(path: Path) -> None:
     path.mkdir(mode=0o700, exist_ok=True)
 
 
+def hold(path: Path) -> int:
+    """A descriptor that keeps others from taking the draft for one that a dead save has left, until it is closed."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return descriptor
+
+
+def require_replaceable(final: Path) -> None:
+    """Refuses to put a checkpoint in the place of what is none."""
+    if not os.path.lexists(final):
+        return
+    plain = not final.is_symlink() and final.is_dir()
+    if not plain or (any(final.iterdir()) and not (final / MANIFEST).is_file()):
+        raise CheckpointError(f"{final} is there already, and is no checkpoint: move it away, or save elsewhere")
+
+
 def _make_lasting(directory: Path) -> None:
     """Makes it where it isn't there: on the disk, name and all, since a checkpoint within is worth nothing without."""
     if directory.is_dir():
@@ -80,6 +98,7 @@ def publish(path: Path, final: Path) -> None:
 
     If it fails, all is as before.
     """
+    require_replaceable(final)
     _sync(path)
     replaces = os.path.lexists(final)
     move: Callable[[Path, Path], object] = _exchange if replaces else Path.rename
@@ -111,8 +130,29 @@ def steps(directory: Path) -> list[int]:
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
+def abandoned(directory: Path) -> list[Path]:
+    """Drafts that nobody holds: saves that died have left them."""
+    return [path for path in drafts(directory) if not _is_held(path)]
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True  # just published, or removed by who held it
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def drafts(directory: Path) -> list[Path]:
-    """What saves that died have left."""
+    """What saves write at present, and what those that died have left."""
     return [Path(entry.path) for entry in _folders(directory) if DRAFT.fullmatch(entry.name)]
 
 

@@ -66,9 +66,9 @@ def load_checkpoint(
     world = state.world
     world.background.settle()
     call = world.background.next_call()
-    path = Path(directory).absolute()
-    checkpoint, problem = None, ""
+    path, checkpoint, problem = Path(), None, ""
     try:
+        path = Path(directory).absolute()
         if world.rank == 0:
             checkpoint = latest_checkpoint(path) if step is None else open_checkpoint(path, step)
     except Exception as error:
@@ -77,10 +77,11 @@ def load_checkpoint(
     if checkpoint is not None:
         mine["chosen"] = checkpoint.manifest.step
     chosen = agree(world, f"{call}/begin", mine, problem)[0]["chosen"]
-    load, mine = Load(state), {"call": ["load_checkpoint"]}
+    load, mine, extra = Load(state), {"call": ["load_checkpoint"]}, None
     try:
         checkpoint = checkpoint or open_checkpoint(path, chosen)
         mine["call"].append(checkpoint.digest)
+        extra = unplain(checkpoint.manifest.extra)
         load.prepare(checkpoint, opt, listed(schedulers), loader, scaler)
     except Exception as error:
         problem = problem_of(world, error)
@@ -91,7 +92,7 @@ def load_checkpoint(
         raise
     load.commit()
     assert checkpoint is not None
-    return Loaded(checkpoint.manifest.step, unplain(checkpoint.manifest.extra), checkpoint.manifest.world_size)
+    return Loaded(checkpoint.manifest.step, extra, checkpoint.manifest.world_size)
 
 
 class Load:
@@ -177,6 +178,7 @@ class Load:
         self._puts.append(optimizer.prepare(states, scalars))
         for group, theirs in zip(optimizer.param_groups, saved.groups, strict=True):
             settings = {key: unplain(value) for key, value in theirs.items() if key != "params"}
+            optimizer.require_settings(group | settings)
             self._settle.append(partial(group.update, settings))
         self._settle.append(partial(setattr, optimizer, "skipped_in_a_row", saved.skipped_in_a_row))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from aliquot import _core
@@ -17,7 +17,7 @@ from aliquot._core import CheckpointError
 from aliquot.checkpoint import folder
 from aliquot.checkpoint.dtypes import word_of
 from aliquot.checkpoint.snapshot import Optimizers, Snapshot, Stateful, Statefuls
-from aliquot.checkpoint.verdict import agree, exchange, problem_of
+from aliquot.checkpoint.verdict import agree, exchange, problem_of, told
 from aliquot.scaler import GradScaler
 from aliquot.sharded import sharded
 from aliquot.world import World
@@ -49,7 +49,7 @@ def save_checkpoint(
     The checkpoint is there as a whole or not at all, whatever happens meanwhile. One of the same step is replaced. If a
     rank fails, all raise the same CheckpointError and nothing has changed.
 
-    `keep`: afterwards only so many of the latest checkpoints stay, and nothing of saves that died.
+    `keep`: afterwards only so many of the latest checkpoints stay, and this one, and nothing of saves that died.
     `wait=False`: returns once all is copied to host memory, and writes behind training. If that fails, the next step,
     save or load of any model raises the error, the same one on every rank. A save waits for the one before it.
     """
@@ -57,13 +57,18 @@ def save_checkpoint(
     world = state.world
     world.background.settle()
     call = world.background.next_call()
-    problem, snapshot = "", None
+    problem, snapshot, path = "", None, Path()
     try:
-        _require_arguments(step, keep)
+        path = Path(directory).absolute()
+        step = _count("step", step, 0)
+        keep = None if keep is None else _count("keep", keep, 1)
+        if world.rank == 0:
+            _look_at(path, step)
         snapshot = Snapshot.of(state, opt, extra, schedulers, loader, scaler)
+        if not wait:
+            snapshot.detach()
     except Exception as error:
         problem = problem_of(world, error)
-    path = Path(directory).absolute()
     mine = {
         "call": ["save_checkpoint", str(path), step, keep, wait],
         "token": folder.new_token(),
@@ -76,15 +81,29 @@ def save_checkpoint(
     if wait:
         save.run()
     else:
-        save.detach()
         world.background.start(save.run)
 
 
-def _require_arguments(step: int, keep: int | None) -> None:
-    if type(step) is not int or not 0 <= step < 1 << 63:
-        raise CheckpointError(f"step is {step!r:.100}; it is an int from 0 on")
-    if keep is not None and (type(keep) is not int or keep < 1):
-        raise CheckpointError(f"keep is {keep!r:.100}; it is an int from 1 on, or None to keep all")
+def _count(name: str, value: Any, least: int) -> int:
+    """An int, of NumPy's too."""
+    try:
+        found = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        found = least - 1
+    if not least <= found < 1 << 63:
+        raise CheckpointError(f"{name} is {value!r:.100}; it is an int from {least} on")
+    return found
+
+
+def _look_at(directory: Path, step: int) -> None:
+    """What is there already."""
+    folder.require_replaceable(folder.committed(directory, step))
+    steps = folder.steps(directory)
+    if steps and steps[0] > step:
+        logger.warning(
+            "%s has a checkpoint of step %d, which a load takes rather than this one of step %d unless it is told "
+            "step=%d. Another directory keeps runs apart", directory, steps[0], step, step,
+        )  # fmt: skip
 
 
 @dataclass
@@ -98,37 +117,44 @@ class Save:
     token: str
     snapshot: Snapshot
     keep: int | None
+    interrupt: BaseException | None = None
+    """What is raised once the other ranks know."""
+    held: int | None = None
+    """What says that the draft is no dead save's."""
 
     @property
     def draft(self) -> Path:
         """Where it is written."""
         return folder.draft(self.directory, self.step, self.token)
 
-    def detach(self) -> None:
-        """Copies all to host memory, so that training may go on."""
-        self.snapshot.parts = [part.copied() for part in self.snapshot.parts]
-        if self.world.device.type == "cuda":
-            torch.cuda.current_stream(self.world.device).synchronize()
-
     def run(self) -> None:
         """Writes, and commits if all ranks have written. Collective."""
-        interrupt: BaseException | None = None
         try:
             report = self._write()
         except BaseException as error:
-            interrupt = None if isinstance(error, Exception) else error
-            report = {"problem": problem_of(self.world, error)}
-        outcome = self._commit(report)
-        if interrupt is not None:
-            raise interrupt
+            report = {"problem": self._noted(error)}
+        try:
+            outcome = self._commit(report)
+        finally:
+            if self.held is not None:
+                os.close(self.held)
+        if self.interrupt is not None:
+            raise self.interrupt
         if outcome:
             raise CheckpointError(f"step {self.step} was not saved: {outcome}")
         if self.keep is not None:
             self._prune(self.keep)
 
+    def _noted(self, error: BaseException) -> str:
+        """What the other ranks are told of it."""
+        if not isinstance(error, Exception):
+            self.interrupt = self.interrupt or error
+        return problem_of(self.world, error)
+
     def _write(self) -> dict[str, Any]:
         """Writes this rank's shard file; returns what rank 0 has to know of it."""
         folder.make(self.draft)
+        self.held = folder.hold(self.draft)
         name = f"rank_{self.world.rank:05d}.safetensors"
         parts = self.snapshot.parts
         values = [part.memory.values() for part in parts]
@@ -147,11 +173,11 @@ class Save:
         """What went wrong, on any rank; empty if the checkpoint is there."""
         outcome = ""
         try:
-            said = exchange(self.world, f"{self.call}/written", json.dumps(report).encode())
+            said = exchange(self.world, f"{self.call}/written", told(self.world, report))
             if self.world.rank == 0:
                 outcome = self._publish([json.loads(each) for each in said])
-        except Exception as error:
-            outcome = problem_of(self.world, error)
+        except BaseException as error:
+            outcome = self._noted(error)
         if self.world.rank == 0:  # all have written; it is a failed save's, or what this one replaced
             _discard(self.draft)
         return exchange(self.world, f"{self.call}/outcome", outcome.encode())[0].decode()
@@ -171,7 +197,7 @@ class Save:
     def _prune(self, keep: int) -> None:
         if self.world.rank == 0:
             try:
-                prune(self.directory, keep)
+                prune(self.directory, keep, self.step)
             except (OSError, CheckpointError) as error:
                 logger.warning("older checkpoints could not be removed: %s", error)
         exchange(self.world, f"{self.call}/pruned", b"")
@@ -211,11 +237,11 @@ def _assembled(step: int, shared: dict[str, Any], reports: list[dict[str, Any]])
     }
 
 
-def prune(directory: Path, keep: int) -> None:
-    """Removes all but the latest checkpoints, and what saves that died have left."""
+def prune(directory: Path, keep: int, new: int) -> None:
+    """Removes all but the latest checkpoints and the `new` one, and what saves that died have left."""
     from aliquot.checkpoint.catalog import superseded
 
-    for step in superseded(directory, keep):
+    for step in superseded(directory, keep, new):
         folder.retire(directory, step)
-    for draft in folder.drafts(directory):
+    for draft in folder.abandoned(directory):
         folder.discard(draft)

@@ -107,6 +107,12 @@ class Snapshot:
             for name, buffer in self.buffers.items()
         }
 
+    def detach(self) -> None:
+        """Copies all to host memory, so that training may go on."""
+        self.parts = [part.copied() for part in self.parts]
+        if self.world.device.type == "cuda":
+            torch.cuda.current_stream(self.world.device).synchronize()
+
     def keep_buffers(self, of_rank_0: dict[str, str]) -> None:
         """Rank 0's, and of another rank those that differ from them, become parts."""
         mine = self.buffer_digests()

@@ -35,8 +35,9 @@ ALLOWED = {
     *(HERE + name for name in ("TensorProperties", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING")),
     FILES + "_StorageInfo", "torch.Size", "torch.serialization._get_layout", "collections.OrderedDict",
     "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
+    "builtins.getattr",  # by which some versions of Python 3.11 pickle an enumeration's members
 }  # fmt: skip
-"""What such a pickle names."""
+"""What such a pickle names. Nothing of it is called."""
 
 Shape = tuple[int, ...]
 

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if step is not None:
         raise InvalidArgument(f"{args.directory} is one checkpoint: prune takes the directory that it is in")
     steps = superseded(directory, args.keep)[::-1]
-    leftovers = folder.drafts(directory) if args.leftovers else []
+    leftovers = folder.abandoned(directory) if args.leftovers else []
     if not args.dry_run:
         for step in steps:
             folder.retire(directory, step)
