@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 from aliquot import _core
 from aliquot.__main__ import main
 from aliquot.checkpoint import folder
+from aliquot.checkpoint.catalog import latest_checkpoint, open_checkpoint
 from aliquot.checkpoint.manifest import Tensor, parse
 from aliquot.checkpoint.resharding import Cut, cuts
 from checkpoints import assert_same_content, content_of, everything, manifest_of, train
@@ -110,6 +112,22 @@ def test_what_is_no_directory_is_an_error(tmp_path: Path, said: Said) -> None:
     for command in ("verify", "inspect"):
         said(command, tmp_path)
         assert said.code == 1
+
+
+def test_what_is_a_checkpoint_itself_is_pointed_at(saved: Path, tmp_path: Path, said: Said) -> None:
+    shutil.copytree(saved / "step_2", tmp_path / "backup")
+    for command in (["list"], ["verify"], ["inspect"], ["inspect", "--step", "2"], ["prune", "--keep", "1"]):
+        said(command[0], tmp_path / "backup", *command[1:])
+        assert said.code == 1
+        assert "backup is a checkpoint itself: give the folder that it is in, where it is named step_N" in said.err
+    for open_it in (latest_checkpoint, partial(open_checkpoint, step=2)):
+        with pytest.raises(aliquot.CheckpointError, match="step_2 is a checkpoint itself"):
+            open_it(saved / "step_2")
+
+
+def test_another_manifest_beside_checkpoints_is_nobody_s_business(directory: Path, said: Said) -> None:
+    (directory / "manifest.json").write_text("{}")
+    assert said.json("inspect", directory)["step"] == 30
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,11 @@ def link(path: Path) -> None:
     file.symlink_to(path.parent / "elsewhere")
 
 
+def link_all(path: Path) -> None:
+    path.rename(path.parent / "elsewhere")
+    path.symlink_to("elsewhere")
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a flipped bit": (flip_a_tensor, r"rank_0000\d\.safetensors.*chunk 0"),
     "the manifest": (lambda path: flip(path / "manifest.json", 500), "manifest.json: "),
@@ -206,6 +211,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a missing file": (lambda path: (path / "rank_00001.safetensors").unlink(), "No such file"),
     "swapped files": (swap_files, "safetensors"),
     "a link": (link, "no plain file"),
+    "a link to all": (link_all, "step_3: it is a link"),
     "another step's": (lambda path: path.rename(path.parent / "step_9"), "No such file"),
 }  # fmt: skip
 

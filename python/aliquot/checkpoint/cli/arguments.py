@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from aliquot.checkpoint import folder
-from aliquot.checkpoint.catalog import Checkpoint, latest_checkpoint, open_checkpoint
+from aliquot.checkpoint.catalog import Checkpoint, latest_checkpoint, open_checkpoint, require_directory
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -37,6 +37,7 @@ def located(args: argparse.Namespace) -> tuple[Path, int | None]:
         return directory.parent, int(match[1])
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is no folder")
+    require_directory(directory)
     return directory, getattr(args, "step", None)
 
 
