@@ -147,6 +147,16 @@ def test_a_call_that_is_none_leaves_with_2(arguments: list[str]) -> None:
     assert left.value.code == 2
 
 
+@pytest.mark.parametrize("name", ["inspect", "verify"])
+def test_a_checkpoint_and_another_step_are_a_call_that_is_none(
+    name: str, saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["checkpoint", name, str(saved / "step_2"), "--step", "30"])
+    assert left.value.code == 2
+    assert "step_2 is one checkpoint: leave out --step" in capsys.readouterr().err
+
+
 def flip(path: Path, byte: int) -> None:
     content = bytearray(path.read_bytes())
     content[byte] ^= 1
@@ -280,6 +290,13 @@ def test_reshard_changes_nothing_but_files(files: int, directory: Path, said: Sa
     assert len(folder.drafts(directory)) == 1
 
 
+def test_reshard_says_how_many_files_there_are(directory: Path, said: Said) -> None:
+    out = said("reshard", directory, "--files", 100_000, "--step", 2)
+    files = len(manifest_of(directory / "step_2")["files"])
+    assert out == f"{directory / 'step_2'}: in {files} files\n"
+    assert files < 100_000
+
+
 def test_what_was_resharded_is_loaded(directory: Path, said: Said) -> None:
     def resave(rank: int) -> None:
         model, optimizer = everything(3, seed=1, precision="bf16")
@@ -381,6 +398,17 @@ def test_it_runs_as_a_program(directory: Path) -> None:
     done = command("verify", directory)
     assert done.returncode == 1
     assert "DAMAGED rank_00000.safetensors: chunk 0" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["list", "verify", "inspect"])
+def test_a_reader_that_has_had_enough_is_no_error(name: str, saved: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    line = [sys.executable, "-m", "aliquot", "checkpoint", name, str(saved)]
+    done = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+    os.close(writing)
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if not line.startswith("verify step_")] == []
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def read_manifest(directory: Path, step: int) -> Checkpoint:
     """The same, whatever became of its files."""
     require_directory(directory)
     path = folder.committed(directory, step)
-    if os.path.islink(path):
+    if path.is_symlink():
         raise CheckpointError(f"{path}: it is a link, and none is followed")
     try:
         text = folder.read(path / folder.MANIFEST, MAX_BYTES)
