@@ -20,7 +20,8 @@ import pytest
 from aliquot import _core
 from aliquot.__main__ import main
 from aliquot.checkpoint import folder
-from aliquot.checkpoint.catalog import latest_checkpoint, open_checkpoint
+from aliquot.checkpoint.catalog import Checkpoint, latest_checkpoint, open_checkpoint
+from aliquot.checkpoint.cli import listing
 from aliquot.checkpoint.manifest import Tensor, parse
 from aliquot.checkpoint.resharding import Cut, cuts
 from checkpoints import assert_same_content, content_of, everything, manifest_of, train
@@ -101,6 +102,57 @@ def test_list_says_what_is_there(directory: Path, said: Said) -> None:
     assert (first["world_size"], first["stage"], first["files"]) == (WORLD_SIZE, 3, WORLD_SIZE)
     assert first["bytes"] == sum(file.stat().st_size for file in (directory / "step_30").glob("*.safetensors"))
     assert len(found["leftovers"]) == 1
+
+
+@pytest.mark.parametrize("instant", ["before it is opened", "behind it"])
+def test_list_passes_over_what_a_running_job_removes(
+    instant: str, directory: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_while_pruned(where: Path, step: int) -> Checkpoint:
+        if step == 2 and instant.startswith("before"):
+            shutil.rmtree(where / "step_2")
+        checkpoint = open_checkpoint(where, step)
+        if step == 2:
+            shutil.rmtree(where / "step_2")
+        return checkpoint
+
+    monkeypatch.setattr(listing, "open_checkpoint", open_while_pruned)
+    assert [each["step"] for each in said.json("list", directory)["checkpoints"]] == [30, 9, 1]
+    assert said.code == 0
+
+
+def test_list_passes_over_files_that_a_running_save_renames(
+    directory: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And over whole drafts."""
+    (draft,) = folder.drafts(directory)
+    (draft / "stays").write_bytes(b"12345")
+    seen = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter([*seen(path), path / "has gone"]))
+    monkeypatch.setattr(folder, "drafts", lambda _: [draft, directory / "has gone"])
+    assert [each["bytes"] for each in said.json("list", directory)["leftovers"]] == [5, 0]
+
+
+def test_list_goes_on_past_a_folder_that_may_not_be_read(
+    directory: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(call: Callable[..., Any]) -> Callable[..., Any]:
+        """As of a folder of mode 0: tests may run as root, who may read it."""
+
+        def wrapped(path: Any, *rest: Any) -> Any:
+            if "step_2" in str(path):
+                raise PermissionError(13, "Permission denied", str(path))
+            return call(path, *rest)
+
+        return wrapped
+
+    for owner, name in ((os, "open"), (Path, "iterdir")):
+        monkeypatch.setattr(owner, name, denied(getattr(owner, name)))
+    found = {each["step"]: each for each in said.json("list", directory)["checkpoints"]}
+    assert said.code == 0
+    assert list(found) == [30, 9, 2, 1]
+    assert "Permission denied" in found[2]["problem"]
+    assert found[1]["complete"]
 
 
 def test_what_is_no_directory_is_an_error(tmp_path: Path, said: Said) -> None:
