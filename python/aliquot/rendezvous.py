@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,10 +12,13 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from aliquot import _core
+from aliquot._core import InvalidArgument
 from aliquot.aside import while_all_live
 
 PATIENCE = 10.0
 """Seconds after which a rank that says nothing counts as frozen, unless ALIQUOT_PATIENCE says otherwise."""
+LONGEST = 1e9
+"""What a clock of milliseconds can count to, by far."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,17 @@ def _joined(store: Store, rank: int, world_size: int, timeout: float) -> Rendezv
     """Rank 0 listens on the interface that other hosts know it by, which torchrun names."""
     control = _core.ControlChannel(
         store.set, lambda key: store.get(key).decode(), "control", rank, world_size,
-        os.environ.get("MASTER_ADDR", "127.0.0.1"), float(os.environ.get("ALIQUOT_PATIENCE", PATIENCE)), timeout,
+        os.environ.get("MASTER_ADDR", "127.0.0.1"), _patience(), timeout,
     )  # fmt: skip
     return Rendezvous(store, rank, world_size, timeout, control)
+
+
+def _patience() -> float:
+    text = os.environ.get("ALIQUOT_PATIENCE", str(PATIENCE))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.01 <= seconds < LONGEST:
+        raise InvalidArgument(f"ALIQUOT_PATIENCE is {text!r}; it is a number of seconds, such as 10")
+    return seconds

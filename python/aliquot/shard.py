@@ -124,12 +124,19 @@ def _fill(model: ShardedModel, values: Iterator[tuple[nn.Parameter, torch.Tensor
 
 
 def _broadcast_buffers(model: ShardedModel) -> None:
+    moved: dict[torch.Tensor, torch.Tensor] = {}  # so that what is in two modules stays one
     for module in model.root.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = buffer.to(model.world.device)
+                module._buffers[name] = moved.setdefault(buffer, _writable(buffer.to(model.world.device)))
     for name, buffer in model.root.named_buffers():
         if buffer.numel():
             same = buffer.detach().contiguous()
             model.broadcast(name, same)
             buffer.copy_(same)
+
+
+def _writable(buffer: torch.Tensor) -> torch.Tensor:
+    """A copy if elements share memory, as `expand` has it."""
+    shares = any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True))
+    return buffer.clone(memory_format=torch.contiguous_format) if shares else buffer

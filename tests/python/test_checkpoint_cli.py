@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import pytest
 from aliquot import _core
 from aliquot.__main__ import main
 from aliquot.checkpoint import folder
+from aliquot.checkpoint.catalog import Checkpoint, latest_checkpoint, open_checkpoint
+from aliquot.checkpoint.cli import listing
 from aliquot.checkpoint.manifest import Tensor, parse
 from aliquot.checkpoint.resharding import Cut, cuts
 from checkpoints import assert_same_content, content_of, everything, manifest_of, train
@@ -101,6 +104,57 @@ def test_list_says_what_is_there(directory: Path, said: Said) -> None:
     assert len(found["leftovers"]) == 1
 
 
+@pytest.mark.parametrize("instant", ["before it is opened", "behind it"])
+def test_list_passes_over_what_a_running_job_removes(
+    instant: str, directory: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_while_pruned(where: Path, step: int) -> Checkpoint:
+        if step == 2 and instant.startswith("before"):
+            shutil.rmtree(where / "step_2")
+        checkpoint = open_checkpoint(where, step)
+        if step == 2:
+            shutil.rmtree(where / "step_2")
+        return checkpoint
+
+    monkeypatch.setattr(listing, "open_checkpoint", open_while_pruned)
+    assert [each["step"] for each in said.json("list", directory)["checkpoints"]] == [30, 9, 1]
+    assert said.code == 0
+
+
+def test_list_passes_over_files_that_a_running_save_renames(
+    directory: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And over whole drafts."""
+    (draft,) = folder.drafts(directory)
+    (draft / "stays").write_bytes(b"12345")
+    seen = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter([*seen(path), path / "has gone"]))
+    monkeypatch.setattr(folder, "drafts", lambda _: [draft, directory / "has gone"])
+    assert [each["bytes"] for each in said.json("list", directory)["leftovers"]] == [5, 0]
+
+
+def test_list_goes_on_past_a_folder_that_may_not_be_read(
+    directory: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(call: Callable[..., Any]) -> Callable[..., Any]:
+        """As of a folder of mode 0: tests may run as root, who may read it."""
+
+        def wrapped(path: Any, *rest: Any) -> Any:
+            if "step_2" in str(path):
+                raise PermissionError(13, "Permission denied", str(path))
+            return call(path, *rest)
+
+        return wrapped
+
+    for owner, name in ((os, "open"), (Path, "iterdir")):
+        monkeypatch.setattr(owner, name, denied(getattr(owner, name)))
+    found = {each["step"]: each for each in said.json("list", directory)["checkpoints"]}
+    assert said.code == 0
+    assert list(found) == [30, 9, 2, 1]
+    assert "Permission denied" in found[2]["problem"]
+    assert found[1]["complete"]
+
+
 def test_what_is_no_directory_is_an_error(tmp_path: Path, said: Said) -> None:
     for command in (["list"], ["verify"], ["inspect"], ["export", tmp_path / "out"], ["prune", "--keep", "1"]):
         said(command[0], tmp_path / "missing", *command[1:])
@@ -110,6 +164,22 @@ def test_what_is_no_directory_is_an_error(tmp_path: Path, said: Said) -> None:
     for command in ("verify", "inspect"):
         said(command, tmp_path)
         assert said.code == 1
+
+
+def test_what_is_a_checkpoint_itself_is_pointed_at(saved: Path, tmp_path: Path, said: Said) -> None:
+    shutil.copytree(saved / "step_2", tmp_path / "backup")
+    for command in (["list"], ["verify"], ["inspect"], ["inspect", "--step", "2"], ["prune", "--keep", "1"]):
+        said(command[0], tmp_path / "backup", *command[1:])
+        assert said.code == 1
+        assert "backup is a checkpoint itself: give the folder that it is in, where it is named step_N" in said.err
+    for open_it in (latest_checkpoint, partial(open_checkpoint, step=2)):
+        with pytest.raises(aliquot.CheckpointError, match="step_2 is a checkpoint itself"):
+            open_it(saved / "step_2")
+
+
+def test_another_manifest_beside_checkpoints_is_nobody_s_business(directory: Path, said: Said) -> None:
+    (directory / "manifest.json").write_text("{}")
+    assert said.json("inspect", directory)["step"] == 30
 
 
 @pytest.mark.parametrize(
@@ -127,6 +197,16 @@ def test_a_call_that_is_none_leaves_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert left.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["inspect", "verify"])
+def test_a_checkpoint_and_another_step_are_a_call_that_is_none(
+    name: str, saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["checkpoint", name, str(saved / "step_2"), "--step", "30"])
+    assert left.value.code == 2
+    assert "step_2 is one checkpoint: leave out --step" in capsys.readouterr().err
 
 
 def flip(path: Path, byte: int) -> None:
@@ -262,6 +342,13 @@ def test_reshard_changes_nothing_but_files(files: int, directory: Path, said: Sa
     assert len(folder.drafts(directory)) == 1
 
 
+def test_reshard_says_how_many_files_there_are(directory: Path, said: Said) -> None:
+    out = said("reshard", directory, "--files", 100_000, "--step", 2)
+    files = len(manifest_of(directory / "step_2")["files"])
+    assert out == f"{directory / 'step_2'}: in {files} files\n"
+    assert files < 100_000
+
+
 def test_what_was_resharded_is_loaded(directory: Path, said: Said) -> None:
     def resave(rank: int) -> None:
         model, optimizer = everything(3, seed=1, precision="bf16")
@@ -363,6 +450,17 @@ def test_it_runs_as_a_program(directory: Path) -> None:
     done = command("verify", directory)
     assert done.returncode == 1
     assert "DAMAGED rank_00000.safetensors: chunk 0" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["list", "verify", "inspect"])
+def test_a_reader_that_has_had_enough_is_no_error(name: str, saved: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    line = [sys.executable, "-m", "aliquot", "checkpoint", name, str(saved)]
+    done = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+    os.close(writing)
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if not line.startswith("verify step_")] == []
 
 
 @contextmanager

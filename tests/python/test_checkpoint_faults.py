@@ -22,6 +22,7 @@ from aliquot.checkpoint import folder
 from checkpoints import Everything, assert_same_content, content_of, everything, manifest_of, train
 from ranks import FORK, SHARED_MEMORY, TRANSPORTS, Transport, run_ranks, started
 from torch import nn
+from torch.utils.data import DataLoader
 from training import ADAMW
 
 WORLD_SIZE = 3
@@ -161,6 +162,22 @@ MISUSES: dict[str, tuple[Callable[..., None], str]] = {
     "an object": (save_with(extra=lambda rank: {"a": [object() if rank == 1 else 0]}), r"rank 1: extra\['a'\]\[0\]"),
     "a broken loader": (save_with(loader=lambda rank: Broken(rank == 2)), "rank 2: ValueError: no state"),
     "a broken schedule": (save_with(schedulers=lambda rank: [Broken(rank == 0)]), "rank 0: ValueError: no state"),
+    "a loader of torch's": (
+        save_with(loader=DataLoader([1])),
+        "rank 0: loader is a DataLoader, which has no state_dict.*StatefulDataLoader",
+    ),
+    "a dict of schedulers": (
+        save_with(schedulers={"a": Broken(False)}),
+        "rank 0: schedulers is a dict; it is one .*list",
+    ),
+    "no scheduler": (
+        save_with(schedulers=[Broken(False), 3]),
+        r"rank 0: schedulers\[1\] is a int, which has no state_d",
+    ),
+    "a scaler of torch's": (
+        save_with(scaler=torch.amp.GradScaler("cpu")),
+        "scaler is a torch.*; .* aliquot.GradScaler",
+    ),
     "no_sync": (save_midway, "rank 0: gradients of unit .* were not reduced"),
     "save and load": (save_and_load, "no checkpoint to load|ranks disagree"),
     "nothing to load": (load_nothing, "rank 0: .*no checkpoint to load, there is none"),
@@ -198,6 +215,11 @@ def link(path: Path) -> None:
     file.symlink_to(path.parent / "elsewhere")
 
 
+def link_all(path: Path) -> None:
+    path.rename(path.parent / "elsewhere")
+    path.symlink_to("elsewhere")
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a flipped bit": (flip_a_tensor, r"rank_0000\d\.safetensors.*chunk 0"),
     "the manifest": (lambda path: flip(path / "manifest.json", 500), "manifest.json: "),
@@ -206,6 +228,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a missing file": (lambda path: (path / "rank_00001.safetensors").unlink(), "No such file"),
     "swapped files": (swap_files, "safetensors"),
     "a link": (link, "no plain file"),
+    "a link to all": (link_all, "step_3: it is a link"),
     "another step's": (lambda path: path.rename(path.parent / "step_9"), "No such file"),
 }  # fmt: skip
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import aliquot
+import numpy
 import pytest
 import torch
 from aliquot.checkpoint.plain import plain, unplain
@@ -52,6 +55,27 @@ def test_small_tensors_come_back(dtype: torch.dtype, shape: tuple[int, ...]) -> 
 def test_other_objects_are_refused_by_name(value: object) -> None:
     with pytest.raises(aliquot.CheckpointError, match=r"loader\['where'\]\[1\]"):
         plain({"where": [0, value]}, "loader")
+
+
+@pytest.mark.parametrize(
+    "value", [Fraction(1, 3), Decimal("0.1"), 1j, numpy.complex64(1), numpy.longdouble(1), numpy.timedelta64(5, "ns")]
+)
+def test_numbers_that_would_come_back_as_others_are_refused(value: object) -> None:
+    with pytest.raises(aliquot.CheckpointError, match="extra is a"):
+        plain(value, "extra")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (numpy.float32(0.1), float(numpy.float32(0.1))), (numpy.float64(0.1), 0.1), (numpy.float16(math.inf), math.inf),
+        (numpy.int64(-3), -3), (numpy.uint64(2**64 - 1), 2**64 - 1), (numpy.bool_(True), True),
+    ],
+)  # fmt: skip
+def test_scalars_of_numpy_come_back_as_python_s(value: object, expected: object) -> None:
+    back = unplain(json.loads(json.dumps(plain(value, "extra"))))
+    assert back == expected
+    assert type(back) is type(expected)
 
 
 def test_what_refers_to_itself_is_refused() -> None:

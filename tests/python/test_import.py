@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from aliquot import _core
 
 SECONDS = 0.15
 
 
-def run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+def run(code: str, *arguments: str) -> str:
+    return subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def test_extension_links_no_libtorch() -> None:
@@ -57,3 +58,11 @@ def test_import_starts_no_process_group() -> None:
 def test_what_checkpoints_need_is_imported_with_them() -> None:
     code = "import sys, aliquot; print('pydantic' in sys.modules, callable(aliquot.save_checkpoint))"
     assert run(code).split() == ["False", "True"]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [("--version", _core.__version__), ("--cmake-dir", "cmake/aliquot"), ("--help", "checkpoint")]
+)
+def test_what_builds_ask_for_needs_nothing_of_checkpoints(option: str, said: str) -> None:
+    code = "import sys; sys.modules['pydantic'] = None; from aliquot.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    assert said in run(code, option)

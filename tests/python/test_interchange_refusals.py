@@ -170,7 +170,7 @@ class Metadata:
         return self.content.storage_data[MetadataIndex("weight", [0, 0])]
 
 
-def reaching(path: str) -> Callable[[Metadata], None]:
+def reaching(path: Any) -> Callable[[Metadata], None]:
     return lambda metadata: setattr(metadata.stored, "relative_path", path)
 
 
@@ -183,6 +183,14 @@ def chunked(*chunks: tuple[list[int], list[int]]) -> Callable[[Metadata], None]:
             metadata.content.storage_data[MetadataIndex("weight", begin)] = metadata.stored
 
     return change
+
+
+def shared(levels: int) -> tuple[Any, ...]:
+    """A tuple that takes 2 bytes a level in a pickle, and 2^levels words to print."""
+    value: tuple[Any, ...] = ("x",)
+    for _ in range(levels):
+        value = (value, value)
+    return value
 
 
 def put(attribute: str, value: Any) -> Callable[[Metadata], None]:
@@ -199,6 +207,8 @@ HOSTILE: dict[str, tuple[Callable[[Metadata], None], str]] = {
     "of another rank": (chunked(([0], [6])), "is not in"),
     "negative": (lambda metadata: setattr(metadata.stored, "offset", -1), "said to be at -1"),
     "absurd": (lambda metadata: setattr(metadata.stored, "length", 1 << 80), "of length"),
+    "shared place": (lambda metadata: setattr(metadata.stored, "offset", shared(60)), "said to be at a tuple, of"),
+    "shared name": (reaching(shared(60)), "said to be in a tuple"),
     "transformed": (lambda metadata: setattr(metadata.stored, "transform_descriptors", ["zstd"]), "extension"),
     "nothing stored": (put("storage_data", {}), "nothing stored"),
     "no dict": (put("storage_data", [1]), "a list where a dict"),

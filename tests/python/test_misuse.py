@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -270,3 +271,14 @@ def test_mistakes_of_a_first_day(mistake: Callable[[], object]) -> None:
             mistake()
 
     run_ranks(1, attempt, transport=None)
+
+
+def join_with_patience(rank: int, patience: str) -> None:
+    os.environ["ALIQUOT_PATIENCE"] = patience
+    with pytest.raises(aliquot.InvalidArgument, match=f"ALIQUOT_PATIENCE is '{patience}'; it is a number of seconds"):
+        aliquot.init("shared_memory")
+
+
+@pytest.mark.parametrize("patience", ["abc", "", "0", "-1", "nan", "inf"])
+def test_patience_is_a_number_of_seconds(patience: str) -> None:
+    run_ranks(1, join_with_patience, patience, transport=None)

@@ -9,6 +9,7 @@ import aliquot
 import pytest
 import torch
 from aliquot import _core
+from aliquot.checkpoint import dtypes
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -51,6 +52,16 @@ def assert_same(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Te
         assert found[name].dtype == tensor.dtype, name
         assert found[name].shape == tensor.shape, name
         assert found[name].flatten().view(torch.uint8).equal(tensor.flatten().view(torch.uint8)), name
+
+
+def test_what_python_has_a_word_for_can_be_written(tmp_path: Path) -> None:
+    for number, (dtype, word) in enumerate(dtypes.WORDS.items()):
+        value = torch.zeros(3, dtype=torch.uint8).repeat(dtype.itemsize).view(dtype)
+        _core.write_shard_file(str(tmp_path / str(number)), [("key", word, [3], value.data_ptr(), value.nbytes)])
+        with safe_open(tmp_path / str(number), "pt") as file:
+            assert file.get_tensor("key").dtype == dtype
+    with pytest.raises(aliquot.CheckpointError, match=r"scale is torch\.float8_e5m2fnuz, which"):
+        dtypes.word_of(torch.float8_e5m2fnuz, "scale")
 
 
 def test_safetensors_reads_every_dtype(tmp_path: Path) -> None:

@@ -37,7 +37,10 @@ def open_checkpoint(directory: Path, step: int) -> Checkpoint:
 
 def read_manifest(directory: Path, step: int) -> Checkpoint:
     """The same, whatever became of its files."""
+    require_directory(directory)
     path = folder.committed(directory, step)
+    if path.is_symlink():
+        raise CheckpointError(f"{path}: it is a link, and none is followed")
     try:
         text = folder.read(path / folder.MANIFEST, MAX_BYTES)
         manifest = parse(text)
@@ -48,6 +51,14 @@ def read_manifest(directory: Path, step: int) -> Checkpoint:
     if manifest.step != step:
         raise CheckpointError(f"{path / folder.MANIFEST}: it is of step {manifest.step}")
     return Checkpoint(path, manifest, hashlib.sha256(text).hexdigest())
+
+
+def require_directory(directory: Path) -> None:
+    """Refuses a checkpoint itself."""
+    if (directory / folder.MANIFEST).is_file() and not folder.steps(directory):
+        raise CheckpointError(
+            f"{directory} is a checkpoint itself: give the folder that it is in, where it is named step_N"
+        )
 
 
 def superseded(directory: Path, keep: int, new: int | None = None) -> list[int]:
@@ -66,6 +77,7 @@ def _is_whole(directory: Path, step: int) -> bool:
 
 def latest_checkpoint(directory: Path) -> Checkpoint:
     """That of the highest step that is whole."""
+    require_directory(directory)
     steps = folder.steps(directory)
     for step in steps:
         try:

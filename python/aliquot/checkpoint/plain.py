@@ -2,7 +2,7 @@
 
 None, booleans, finite numbers, strings, lists, and dicts with string keys stand for themselves. What JSON lacks is an
 object of one key that begins with `$`: `$tuple`, `$dict` and `$counter` (pairs), `$float` (inf, -inf, nan), `$bytes`
-and `$tensor` (base64).
+and `$tensor` (base64). Numbers of NumPy's become Python's.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -29,12 +29,13 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     """`value` as JSON. `where` it is, for the error that refuses another kind of object."""
     if depth > MAX_DEPTH:
         raise CheckpointError(f"{where} is nested deeper than {MAX_DEPTH}")
+    value = _without_numpy(value)
     match value:
         case None | bool() | str():
             return value
-        case Integral():
+        case int():
             return int(value)
-        case Real():
+        case float():
             return float(value) if math.isfinite(value) else {"$float": str(float(value))}
         case list():
             return [plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
@@ -50,6 +51,13 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
         f"{where} is a {type(value).__name__}: checkpoints hold None, booleans, numbers, strings, bytes, small "
         "tensors, and lists, tuples and dicts of them. Nothing is pickled"
     )
+
+
+def _without_numpy(value: Any) -> Any:
+    """A number of NumPy's as Python's, which holds the same."""
+    numpy = sys.modules.get("numpy")
+    is_number = numpy is not None and isinstance(value, numpy.generic) and value.dtype.kind in "biuf"
+    return value.item() if is_number else value
 
 
 def _plain_mapping(value: Mapping[Any, Any], where: str, depth: int) -> Any:

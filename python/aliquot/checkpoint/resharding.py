@@ -23,9 +23,10 @@ from aliquot.interchange.entry import Entry
 from aliquot.interchange.tensor_file import TensorFile
 
 
-def reshard(checkpoint: Checkpoint, directory: Path, files: int, note: Callable[[int], object]) -> None:
+def reshard(checkpoint: Checkpoint, directory: Path, files: int, note: Callable[[int], object]) -> Manifest:
     """Makes it a checkpoint of `directory`, in so many files, or fewer if it has so few elements; one of the same step
     is replaced. Its content stays the same to the bit, and so does what it says of the ranks that saved it.
+    Returns its manifest.
 
     One piece of a tensor is in memory at a time. `note` is told how many bytes were written since it was told last.
     """  # fmt: skip
@@ -34,9 +35,10 @@ def reshard(checkpoint: Checkpoint, directory: Path, files: int, note: Callable[
     try:
         folder.make(draft)
         text = _manifest(checkpoint.manifest, dict(_write(checkpoint, draft, files, note))).text()
-        parse(text)
+        manifest = parse(text)
         folder.write(draft / folder.MANIFEST, text)
         folder.publish(draft, folder.committed(directory, step))
+        return manifest
     finally:
         with suppress(OSError):
             folder.discard(draft)  # what was not finished, or what was replaced

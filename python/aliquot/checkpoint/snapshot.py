@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from aliquot import _core
+from aliquot._core import CheckpointError
 from aliquot.checkpoint import contents
 from aliquot.checkpoint.dtypes import word_of
 from aliquot.checkpoint.parts import Part, as_bytes
@@ -38,7 +39,30 @@ Statefuls = Stateful | Iterable[Stateful] | None
 
 def listed(given: Statefuls) -> list[Stateful]:
     """One, several or none."""
-    return [] if given is None else list(given) if isinstance(given, Iterable) else [given]
+    if isinstance(given, Mapping):
+        raise CheckpointError(f"schedulers is a {type(given).__name__}; it is one scheduler, or several in a list")
+    found = [] if given is None else list(given) if isinstance(given, Iterable) else [given]
+    for number, each in enumerate(found):
+        require_stateful(each, f"schedulers[{number}]", "a scheduler of torch.optim.lr_scheduler")
+    return found
+
+
+def require_stateful(given: Any, name: str, example: str) -> None:
+    """Refuses what can't say where it is, or go on from there."""
+    for method in ("state_dict", "load_state_dict"):
+        if not callable(getattr(given, method, None)):
+            raise CheckpointError(
+                f"{name} is a {type(given).__name__}, which has no {method}; it takes what has, such as {example}"
+            )
+
+
+def require_kinds(loader: Stateful | None, scaler: GradScaler | None) -> None:
+    """Refuses a loader that keeps no place, and torch's own scaler."""
+    if loader is not None:
+        require_stateful(loader, "loader", "torchdata.stateful_dataloader.StatefulDataLoader")
+    if not isinstance(scaler, GradScaler | None):
+        kind = f"{type(scaler).__module__}.{type(scaler).__name__}"
+        raise CheckpointError(f"scaler is a {kind}; it takes the aliquot.GradScaler of the training, or None")
 
 
 @dataclass
@@ -62,6 +86,7 @@ class Snapshot:
         """Refuses what can't be saved. Copies nothing but buffers and small states."""
         contents.require_between_steps(model, "save")
         contents.require_reduced(model)
+        require_kinds(loader, scaler)
         contents.require_scale(model, scaler)
         optimizers = contents.optimizers_of(model, opt)
         parts = [*contents.params_to_save(model), *contents.gradients_to_save(model)]

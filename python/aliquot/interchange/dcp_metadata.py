@@ -179,9 +179,14 @@ def _stored(value: Any) -> tuple[str, int, int]:
     fields = _fields(value, FILES + "_StorageInfo")
     file, offset, length = fields["relative_path"], fields["offset"], fields["length"]
     if not isinstance(file, str) or not BASE_NAME.fullmatch(file):
-        raise ValueError(f"something is said to be in {file!r:.200}, which is no plain name of a file")
+        raise ValueError(f"something is said to be in {_shown(file)}, which is no plain name of a file")
     if not _are_counts((offset, length)):
-        raise ValueError(f"something is said to be at {offset!r:.50}, of length {length!r:.50}")
+        raise ValueError(f"something is said to be at {_shown(offset)}, of length {_shown(length)}")
     if fields.get("transform_descriptors"):
         raise ValueError(f"{file} is compressed or changed by an extension of torch's, which is not read here")
     return file, offset, length
+
+
+def _shown(value: Any) -> str:
+    """For an error. Tuples that share their items may take more to print than there is."""
+    return f"{value!r:.200}" if isinstance(value, str | int) else f"a {type(value).__name__}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from aliquot.checkpoint import folder
-from aliquot.checkpoint.catalog import Checkpoint, latest_checkpoint, open_checkpoint
+from aliquot.checkpoint.catalog import Checkpoint, latest_checkpoint, open_checkpoint, require_directory
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -32,12 +32,16 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def located(args: argparse.Namespace) -> tuple[Path, int | None]:
     """The directory, and which step of it is meant."""
     directory: Path = args.directory.absolute()
+    step: int | None = getattr(args, "step", None)
     match = folder.COMMITTED.fullmatch(directory.name)
     if match and (directory / folder.MANIFEST).exists():
+        if step is not None:
+            raise argparse.ArgumentError(None, f"{args.directory} is one checkpoint: leave out --step")
         return directory.parent, int(match[1])
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is no folder")
-    return directory, getattr(args, "step", None)
+    require_directory(directory)
+    return directory, step
 
 
 def chosen(args: argparse.Namespace) -> Checkpoint:

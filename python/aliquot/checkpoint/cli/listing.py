@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import stat
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints one line for each, the latest first."""
     directory, _ = located(args)
-    found = [_described(directory, step) for step in folder.steps(directory)]
+    found = [each for step in folder.steps(directory) if (each := _described(directory, step))]
     leftovers: list[dict[str, Any]] = [
         {"name": path.name, "bytes": _bytes_of(path)} for path in folder.drafts(directory)
     ]
@@ -39,13 +40,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _described(directory: Path, step: int) -> dict[str, Any]:
+def _described(directory: Path, step: int) -> dict[str, Any] | None:
+    """None if it has gone: a job that runs may prune meanwhile."""
     try:
         checkpoint = open_checkpoint(directory, step)
-    except CheckpointError as error:
+        return {"step": step, "bytes": size_of(checkpoint), "complete": True} | about(checkpoint)
+    except (CheckpointError, OSError) as error:
+        if step not in folder.steps(directory):
+            return None
         path = folder.committed(directory, step)
         return {"step": step, "bytes": _bytes_of(path), "complete": False, "problem": str(error)}
-    return {"step": step, "bytes": size_of(checkpoint), "complete": True} | about(checkpoint)
 
 
 def about(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -65,7 +69,20 @@ def size_of(checkpoint: Checkpoint) -> int:
 
 
 def _bytes_of(path: Path) -> int:
-    return sum(entry.lstat().st_size for entry in path.iterdir() if not entry.is_dir())
+    """Of its files, as far as they can be seen: a save may be at work in it."""
+    try:
+        paths = list(path.iterdir())
+    except OSError:
+        return 0
+    return sum(map(_size_of_file, paths))
+
+
+def _size_of_file(path: Path) -> int:
+    try:
+        found = path.lstat()
+    except OSError:
+        return 0
+    return 0 if stat.S_ISDIR(found.st_mode) else found.st_size
 
 
 def _row(found: dict[str, Any]) -> tuple[str, ...]:

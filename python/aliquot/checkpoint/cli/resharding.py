@@ -37,6 +37,6 @@ def run(args: argparse.Namespace) -> int:
     if to != directory and folder.committed(to, step).exists():
         raise CheckpointError(f"{folder.committed(to, step)} is there already: nothing is overwritten. Remove it first")
     with progress(f"reshard step_{step}", size_of(checkpoint)) as note:
-        reshard(checkpoint, to, args.files, note)
-    print(f"{folder.committed(to, step)}: in {args.files} files")
+        resharded = reshard(checkpoint, to, args.files, note)
+    print(f"{folder.committed(to, step)}: in {len(resharded.files)} files")
     return 0
