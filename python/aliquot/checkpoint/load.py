@@ -21,7 +21,7 @@ from aliquot.checkpoint.matching import Matching
 from aliquot.checkpoint.plain import unplain
 from aliquot.checkpoint.reading import Reading
 from aliquot.checkpoint.rng import rng_states, set_rng_states
-from aliquot.checkpoint.snapshot import Optimizers, Stateful, Statefuls, listed
+from aliquot.checkpoint.snapshot import Optimizers, Stateful, Statefuls, listed, require_kinds
 from aliquot.checkpoint.verdict import agree, problem_of
 from aliquot.scaler import GradScaler
 from aliquot.sharded import ShardedModel, sharded
@@ -113,6 +113,7 @@ class Load:
         scaler: GradScaler | None,
     ) -> None:  # fmt: skip
         """Reads, and refuses what does not fit."""
+        require_kinds(loader, scaler)
         contents.require_between_steps(self.model, "load")
         optimizers = contents.optimizers_of(self.model, opt)
         matched = Matching(self.model, checkpoint.manifest)
