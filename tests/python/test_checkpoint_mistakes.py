@@ -18,6 +18,7 @@ from aliquot.checkpoint.snapshot import Snapshot
 from checkpoints import assert_same_content, content_of, everything, train
 from ranks import run_ranks
 from test_checkpoint_faults import contents, error_of, replaced
+from torch.utils.data import DataLoader
 
 WORLD_SIZE = 2
 
@@ -86,6 +87,7 @@ def give_odd_arguments(rank: int, directory: Path) -> list[str]:
         lambda: save(directory, model, optimizer, step=1, keep=[2] if rank else 2),
         lambda: save(None if rank else directory, model, optimizer, step=1),
         lambda: aliquot.load_checkpoint(None if rank else directory, model, optimizer),  # type: ignore[arg-type]
+        lambda: aliquot.load_checkpoint(directory, model, optimizer, loader=DataLoader([1])),  # type: ignore[arg-type]
     ]
     return [error_of(call) for call in odd]
 
@@ -93,7 +95,8 @@ def give_odd_arguments(rank: int, directory: Path) -> list[str]:
 def test_odd_arguments_are_the_same_error_on_every_rank(tmp_path: Path) -> None:
     first, second = run_ranks(WORLD_SIZE, give_odd_arguments, tmp_path)
     assert first == second
-    for words, text in zip(["step is", "step is True", r"keep is [2]", "NoneType", "NoneType"], first, strict=True):
+    expected = ["step is", "step is True", "keep is [2]", "NoneType", "NoneType", "loader is a DataLoader"]
+    for words, text in zip(expected, first, strict=True):
         assert words in text
 
 
