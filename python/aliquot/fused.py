@@ -26,9 +26,9 @@ class FusedOptimizer(ShardedOptimizer):
         """Of a parameter group, as it is now."""
 
     def _begin(self) -> None:
-        self._rules = [self._possible_rule(group) for group in self.param_groups]
-        self.model.engine.set_groups(self._grouping(), self._rules[0])
-        self.state_names = frozenset(self._rules[0].states)
+        rule = self.rules()[0]
+        self.model.engine.set_groups(self._grouping(), rule)
+        self.state_names = frozenset(rule.states)
         self.model.fused = weakref.ref(self)
 
     def _extend(self, group: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from aliquot import _core
 from aliquot._core import Error, InvalidArgument
 from aliquot.fused import FusedOptimizer
+from aliquot.sharded_optimizer import settings_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -141,19 +142,16 @@ class _Replayed(Generic[P, R]):
         return leaf.detach().to(self.device, copy=True).requires_grad_(leaf.requires_grad)
 
     def _settings(self) -> list[dict[str, Any]]:
-        return [
-            {key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups
-        ]
+        return [settings_of(group) for group in self.optimizer.param_groups]
 
     def _give_up(self, pool: Any) -> None:
         """No step was done: what was captured never ran."""
         with suppress(RuntimeError, AttributeError):  # where torch has left the capture before it got so far
             torch._C._cuda_endAllocateToPool(self.device.index, pool)
         torch.cuda.synchronize()
+        # A capture that ends well also takes torch's generators out of the one that did not.
         with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self.stream):
-            torch.zeros(
-                1, device=self.device
-            )  # a capture that ends well also takes torch's generators out of the other
+            torch.zeros(1, device=self.device)
         self.engine.renew()
         self.model.passes.give_up("the capture of a step failed")
 

@@ -12,7 +12,7 @@ import torch.utils.dlpack
 from torch import nn
 
 from aliquot import _core
-from aliquot._core import InvalidArgument
+from aliquot._core import Error, InvalidArgument
 from aliquot.guard import ShardedParameter
 from aliquot.places import Place
 from aliquot.precision import NAMES, Precision
@@ -83,6 +83,11 @@ class ShardedModel:
         for unit in self.units:
             for place in unit.places:
                 place.require_bound()
+
+    def require_no_copies(self, what: str) -> None:
+        """Refuses `what` within aliquot.gathered, where the store is not what the parameters show."""
+        if any(unit.private for unit in self.units):
+            raise Error(f"within aliquot.gathered the parameters are private copies: {what} outside of it")
 
     def holds_gradients(self) -> bool:
         """Whether there are gradients in the store."""

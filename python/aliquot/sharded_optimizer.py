@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn, overload
 
 import torch
@@ -187,6 +187,11 @@ class ShardedOptimizer(torch.optim.Optimizer):
         return place
 
 
+def settings_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What a parameter group says beside its parameters."""
+    return {key: value for key, value in group.items() if key != "params"}
+
+
 def drop_gradients(model: ShardedModel) -> None:
     """Forgets those in the store and those that were not reduced."""
     model.engine.clear_gradients(model.stream())
@@ -213,9 +218,8 @@ def require_unmoved(model: ShardedModel) -> None:
 def require_in_store(model: ShardedModel) -> None:
     """Refuses gradients that were not reduced, or are not all there."""
     require_finished(model.passes)
+    model.require_no_copies("step and clip")
     for unit in model.units:
-        if unit.private:
-            raise Error("within aliquot.gathered the parameters are private copies: step and clip outside of it")
         if TENSORS.gradients(unit.params):
             raise Error(
                 f"gradients of unit '{unit.name}' were not reduced. They come from a backward under aliquot.no_sync "

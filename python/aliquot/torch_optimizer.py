@@ -11,7 +11,7 @@ from torch import nn
 
 from aliquot._core import InvalidArgument
 from aliquot.piecewise import Piece, PiecewiseOptimizer
-from aliquot.sharded_optimizer import Params
+from aliquot.sharded_optimizer import Params, settings_of
 from aliquot.states import Scalars, State
 
 
@@ -102,18 +102,14 @@ class TorchOptimizer(PiecewiseOptimizer):
     def step_pieces(self) -> None:
         """Lets the other optimizer step, with what the groups say here. What it keeps in its groups shows here too."""
         for mine, theirs in zip(self.param_groups, self.inner.param_groups, strict=True):
-            theirs.update(_settings(mine))
+            theirs.update(settings_of(mine))
         self.inner.step()
         for mine, theirs in zip(self.param_groups, self.inner.param_groups, strict=True):
-            mine.update(_settings(theirs))
+            mine.update(settings_of(theirs))
 
 
 def _is_elementwise(value: Any, piece: Piece) -> bool:
     return isinstance(value, torch.Tensor) and value.shape == piece.value.shape
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key != "params"}
 
 
 LR = 0.1

@@ -181,9 +181,7 @@ def require_between_steps(model: ShardedModel, verb: str) -> None:
     """Refuses to save or load where values or gradients are elsewhere than in the store."""
     model.require_bound()
     require_finished(model.passes)
-    for unit in model.units:
-        if unit.private:
-            raise Error(f"within aliquot.gathered the parameters are private copies: {verb} outside of it")
+    model.require_no_copies(verb)
 
 
 def require_reduced(model: ShardedModel) -> None:

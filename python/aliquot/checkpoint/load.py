@@ -25,7 +25,7 @@ from aliquot.checkpoint.snapshot import Optimizers, Stateful, Statefuls, listed,
 from aliquot.checkpoint.verdict import agree, problem_of
 from aliquot.scaler import GradScaler
 from aliquot.sharded import ShardedModel, sharded
-from aliquot.sharded_optimizer import ShardedOptimizer, drop_gradients
+from aliquot.sharded_optimizer import ShardedOptimizer, drop_gradients, settings_of
 from aliquot.states import State
 from aliquot.unit import Unit
 from aliquot.world import World
@@ -178,7 +178,7 @@ class Load:
         }
         self._puts.append(optimizer.prepare(states, scalars))
         for group, theirs in zip(optimizer.param_groups, saved.groups, strict=True):
-            settings = {key: unplain(value) for key, value in theirs.items() if key != "params"}
+            settings = {key: unplain(value) for key, value in settings_of(theirs).items()}
             optimizer.require_settings(group | settings)
             self._settle.append(partial(group.update, settings))
         self._settle.append(partial(setattr, optimizer, "skipped_in_a_row", saved.skipped_in_a_row))

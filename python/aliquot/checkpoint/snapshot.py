@@ -18,7 +18,7 @@ from aliquot.checkpoint.plain import plain
 from aliquot.checkpoint.rng import rng_states
 from aliquot.scaler import GradScaler
 from aliquot.sharded import ShardedModel
-from aliquot.sharded_optimizer import ShardedOptimizer
+from aliquot.sharded_optimizer import ShardedOptimizer, settings_of
 from aliquot.world import World
 
 Optimizers = ShardedOptimizer | Iterable[ShardedOptimizer] | None
@@ -155,7 +155,7 @@ def _optimizer_state(optimizer: ShardedOptimizer, number: int) -> dict[str, Any]
     where = f"opt {number}"
     groups = []
     for group in optimizer.param_groups:
-        settings = {key: plain(value, f"{where}: {key}") for key, value in group.items() if key != "params"}
+        settings = {key: plain(value, f"{where}: {key}") for key, value in settings_of(group).items()}
         groups.append(settings | {"params": [param._aliquot.name for param in group["params"]]})
     return {
         "kind": optimizer.kind,
