@@ -1,13 +1,15 @@
-"""Checkpoints in tests: a model that has everything, and what a checkpoint holds, read without Aliquot."""
+"""Checkpoints in tests: a model that has everything, what a checkpoint holds, read without Aliquot, and what fails."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import aliquot
+import pytest
 import torch
 from models import WIDTH, Block
 from safetensors import safe_open
@@ -129,3 +131,41 @@ def assert_same_content(actual: Mapping[str, Any], expected: Mapping[str, Any], 
 
 def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+def error_of(call: Callable[[], object]) -> str:
+    with pytest.raises(aliquot.CheckpointError) as caught:
+        call()
+    return str(caught.value)
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def contents(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+class Broken:
+    """A scheduler, or loader, that raises on one rank."""
+
+    def __init__(self, broken: bool) -> None:
+        self.broken = broken
+        self.state = {"place": 3}
+
+    def state_dict(self) -> dict[str, int]:
+        if self.broken:
+            raise ValueError("no state")
+        return dict(self.state)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        if state["place"] == 7:
+            raise ValueError("not there")
+        self.state = dict(state)

@@ -7,8 +7,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -19,38 +18,28 @@ import pytest
 import torch
 from aliquot import _core
 from aliquot.checkpoint import folder
-from checkpoints import Everything, assert_same_content, content_of, everything, manifest_of, train
-from ranks import FORK, SHARED_MEMORY, TRANSPORTS, Transport, run_ranks, started
+from checkpoints import (
+    Broken,
+    Everything,
+    assert_same_content,
+    content_of,
+    contents,
+    error_of,
+    everything,
+    manifest_of,
+    replaced,
+    train,
+)  # fmt: skip
+from ranks import FORK, SHARED_MEMORY, run_ranks, started
 from torch import nn
-from torch.utils.data import DataLoader
 from training import ADAMW
 
 WORLD_SIZE = 3
 SECONDS = 2.0
 
 
-def error_of(call: Callable[[], object]) -> str:
-    with pytest.raises(aliquot.CheckpointError) as caught:
-        call()
-    return str(caught.value)
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
 def failing(*_: object) -> None:
     raise OSError(28, "No space left on device")
-
-
-def contents(directory: Path) -> set[str]:
-    return {path.name for path in directory.iterdir()}
 
 
 PLACES = [
@@ -92,103 +81,6 @@ def test_a_save_that_fails_on_one_rank(wait: bool, tmp_path: Path) -> None:
             f"step 2 was not saved: rank {culprit}: OSError: [Errno 28] No space left on device"
             for culprit, _, _ in PLACES
         ]
-
-
-class Broken:
-    """A scheduler, or loader, that raises on one rank."""
-
-    def __init__(self, broken: bool) -> None:
-        self.broken = broken
-        self.state = {"place": 3}
-
-    def state_dict(self) -> dict[str, int]:
-        if self.broken:
-            raise ValueError("no state")
-        return dict(self.state)
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        if state["place"] == 7:
-            raise ValueError("not there")
-        self.state = dict(state)
-
-
-def misuse(rank: int, directory: Path) -> dict[str, str]:
-    model, optimizer = everything(3)
-    errors = {}
-    for name, (call, _) in MISUSES.items():
-        errors[name] = error_of(lambda call=call: call(rank, directory, model, optimizer))
-        assert not directory.exists()
-    aliquot.save_checkpoint(directory, model, optimizer, step=1)
-    return errors
-
-
-def save_with(**arguments: Any) -> Callable[..., None]:
-    """`arguments`: what depends on the rank is a function of it."""
-
-    def call(rank: int, directory: Path, model: Any, optimizer: Any) -> None:
-        given = {key: value(rank) if callable(value) else value for key, value in arguments.items()}
-        aliquot.save_checkpoint(given.pop("directory", directory), model, optimizer, **{"step": 1, **given})
-
-    return call
-
-
-def save_midway(rank: int, directory: Path, model: Any, optimizer: Any) -> None:
-    with aliquot.no_sync(model):
-        model(torch.zeros(1, 1, dtype=torch.long)).sum().backward()
-    try:
-        aliquot.save_checkpoint(directory, model, optimizer, step=1)
-    finally:
-        optimizer.zero_grad()
-
-
-def save_and_load(rank: int, directory: Path, model: Any, optimizer: Any) -> None:
-    if rank == 0:
-        aliquot.save_checkpoint(directory, model, optimizer, step=1)
-    else:
-        aliquot.load_checkpoint(directory, model, optimizer)
-
-
-def load_nothing(rank: int, directory: Path, model: Any, optimizer: Any) -> None:
-    aliquot.load_checkpoint(directory, model, optimizer)
-
-
-MISUSES: dict[str, tuple[Callable[..., None], str]] = {
-    "steps": (save_with(step=lambda rank: 1 + rank // 2), r"ranks disagree .* 1, None, True\], rank 2 .* 2, None"),
-    "directories": (save_with(directory=lambda rank: f"/nowhere/{rank}"), "ranks disagree .*/nowhere/0.*/nowhere/1"),
-    "keep": (save_with(keep=lambda rank: 1 + (rank == 1)), "ranks disagree"),
-    "negative step": (save_with(step=-1), "rank 0: step is -1"),
-    "step of a float": (save_with(step=1.0), "rank 0: step is 1.0"),
-    "keep nothing": (save_with(keep=0), "rank 0: keep is 0"),
-    "an object": (save_with(extra=lambda rank: {"a": [object() if rank == 1 else 0]}), r"rank 1: extra\['a'\]\[0\]"),
-    "a broken loader": (save_with(loader=lambda rank: Broken(rank == 2)), "rank 2: ValueError: no state"),
-    "a broken schedule": (save_with(schedulers=lambda rank: [Broken(rank == 0)]), "rank 0: ValueError: no state"),
-    "a loader of torch's": (
-        save_with(loader=DataLoader([1])),
-        "rank 0: loader is a DataLoader, which has no state_dict.*StatefulDataLoader",
-    ),
-    "a dict of schedulers": (
-        save_with(schedulers={"a": Broken(False)}),
-        "rank 0: schedulers is a dict; it is one .*list",
-    ),
-    "no scheduler": (
-        save_with(schedulers=[Broken(False), 3]),
-        r"rank 0: schedulers\[1\] is a int, which has no state_d",
-    ),
-    "a scaler of torch's": (
-        save_with(scaler=torch.amp.GradScaler("cpu")),
-        "scaler is a torch.*; .* aliquot.GradScaler",
-    ),
-    "no_sync": (save_midway, "rank 0: gradients of unit .* were not reduced"),
-    "save and load": (save_and_load, "no checkpoint to load|ranks disagree"),
-    "nothing to load": (load_nothing, "rank 0: .*no checkpoint to load, there is none"),
-}
-
-
-def test_misuse_is_the_same_error_on_every_rank(tmp_path: Path) -> None:
-    errors, *others = run_ranks(WORLD_SIZE, misuse, tmp_path / "here")
-    assert others == [errors] * (WORLD_SIZE - 1)
-    for name, (_, complaint) in MISUSES.items():
-        assert re.search(complaint, errors[name]), errors[name]
 
 
 def flip(path: Path, place: int) -> None:
@@ -368,40 +260,6 @@ def pass_over(rank: int, directory: Path) -> int:
 
 def test_the_latest_is_the_highest_step_that_is_whole(tmp_path: Path) -> None:
     assert run_ranks(2, pass_over, tmp_path) == [1, 1]
-
-
-def train_behind(rank: int, directory: Path) -> None:
-    """Each save is of its own step, though training goes on; at the end all are there."""
-    model, optimizer = everything(2)
-    expected = {}
-    for step in range(6):
-        train(model, optimizer, rank, range(step, step + 1))
-        aliquot.save_checkpoint(directory, model, optimizer, step=step, extra={"step": step}, wait=False)
-        expected[step] = aliquot.full_state_dict(model, all_ranks=True)
-    for step, state in expected.items():
-        assert aliquot.load_checkpoint(directory, model, optimizer, step=step).extra == {"step": step}
-        actual = aliquot.full_state_dict(model, all_ranks=True)
-        assert [
-            key for key in state if not key.startswith("running") and not torch.equal(actual[key], state[key])
-        ] == []
-
-
-@pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
-def test_saves_behind_training_are_of_their_own_step(transport: Transport, tmp_path: Path) -> None:
-    run_ranks(2, train_behind, tmp_path, transport=transport)
-
-
-def save_and_end(rank: int, directory: Path) -> None:
-    model, optimizer = everything(3)
-    aliquot.save_checkpoint(directory, model, optimizer, step=1, wait=False)
-
-
-def test_a_save_behind_training_ends_before_the_process(tmp_path: Path) -> None:
-    with started(2, save_and_end, tmp_path, transport=SHARED_MEMORY) as ranks:
-        ranks.results(timeout=30.0)
-        assert ranks.exit_codes(timeout=30.0) == [0, 0]
-    assert contents(tmp_path) == {"step_1"}
-    assert contents(tmp_path / "step_1") == {"manifest.json", "rank_00000.safetensors", "rank_00001.safetensors"}
 
 
 def save_until_lost(rank: int, directory: Path, saving: Any) -> tuple[float, int]:

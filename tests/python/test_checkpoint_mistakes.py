@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,14 +14,93 @@ from typing import Any
 import aliquot
 import numpy as np
 import pytest
+import torch
 from aliquot.checkpoint import folder, manifest
 from aliquot.checkpoint.snapshot import Snapshot
-from checkpoints import assert_same_content, content_of, everything, train
+from checkpoints import Broken, assert_same_content, content_of, contents, error_of, everything, replaced, train
 from ranks import run_ranks
-from test_checkpoint_faults import contents, error_of, replaced
 from torch.utils.data import DataLoader
 
 WORLD_SIZE = 2
+
+
+def misuse(rank: int, directory: Path) -> dict[str, str]:
+    model, optimizer = everything(3)
+    errors = {}
+    for name, (call, _) in MISUSES.items():
+        errors[name] = error_of(lambda call=call: call(rank, directory, model, optimizer))
+        assert not directory.exists()
+    aliquot.save_checkpoint(directory, model, optimizer, step=1)
+    return errors
+
+
+def save_with(**arguments: Any) -> Callable[..., None]:
+    """`arguments`: what depends on the rank is a function of it."""
+
+    def call(rank: int, directory: Path, model: Any, optimizer: Any) -> None:
+        given = {key: value(rank) if callable(value) else value for key, value in arguments.items()}
+        aliquot.save_checkpoint(given.pop("directory", directory), model, optimizer, **{"step": 1, **given})
+
+    return call
+
+
+def save_midway(rank: int, directory: Path, model: Any, optimizer: Any) -> None:
+    with aliquot.no_sync(model):
+        model(torch.zeros(1, 1, dtype=torch.long)).sum().backward()
+    try:
+        aliquot.save_checkpoint(directory, model, optimizer, step=1)
+    finally:
+        optimizer.zero_grad()
+
+
+def save_and_load(rank: int, directory: Path, model: Any, optimizer: Any) -> None:
+    if rank == 0:
+        aliquot.save_checkpoint(directory, model, optimizer, step=1)
+    else:
+        aliquot.load_checkpoint(directory, model, optimizer)
+
+
+def load_nothing(rank: int, directory: Path, model: Any, optimizer: Any) -> None:
+    aliquot.load_checkpoint(directory, model, optimizer)
+
+
+MISUSES: dict[str, tuple[Callable[..., None], str]] = {
+    "steps": (save_with(step=lambda rank: 1 + rank // 2), r"ranks disagree .* 1, None, True\], rank 2 .* 2, None"),
+    "directories": (save_with(directory=lambda rank: f"/nowhere/{rank}"), "ranks disagree .*/nowhere/0.*/nowhere/1"),
+    "keep": (save_with(keep=lambda rank: 1 + (rank == 1)), "ranks disagree"),
+    "negative step": (save_with(step=-1), "rank 0: step is -1"),
+    "step of a float": (save_with(step=1.0), "rank 0: step is 1.0"),
+    "keep nothing": (save_with(keep=0), "rank 0: keep is 0"),
+    "an object": (save_with(extra=lambda rank: {"a": [object() if rank == 1 else 0]}), r"rank 1: extra\['a'\]\[0\]"),
+    "a broken loader": (save_with(loader=lambda rank: Broken(rank == 2)), "rank 2: ValueError: no state"),
+    "a broken schedule": (save_with(schedulers=lambda rank: [Broken(rank == 0)]), "rank 0: ValueError: no state"),
+    "a loader of torch's": (
+        save_with(loader=DataLoader([1])),
+        "rank 0: loader is a DataLoader, which has no state_dict.*StatefulDataLoader",
+    ),
+    "a dict of schedulers": (
+        save_with(schedulers={"a": Broken(False)}),
+        "rank 0: schedulers is a dict; it is one .*list",
+    ),
+    "no scheduler": (
+        save_with(schedulers=[Broken(False), 3]),
+        r"rank 0: schedulers\[1\] is a int, which has no state_d",
+    ),
+    "a scaler of torch's": (
+        save_with(scaler=torch.amp.GradScaler("cpu")),
+        "scaler is a torch.*; .* aliquot.GradScaler",
+    ),
+    "no_sync": (save_midway, "rank 0: gradients of unit .* were not reduced"),
+    "save and load": (save_and_load, "no checkpoint to load|ranks disagree"),
+    "nothing to load": (load_nothing, "rank 0: .*no checkpoint to load, there is none"),
+}
+
+
+def test_misuse_is_the_same_error_on_every_rank(tmp_path: Path) -> None:
+    errors, *others = run_ranks(3, misuse, tmp_path / "here")
+    assert others == [errors] * 2
+    for name, (_, complaint) in MISUSES.items():
+        assert re.search(complaint, errors[name]), errors[name]
 
 
 def go_back_and_save(rank: int, directory: Path) -> list[str]:

@@ -1,0 +1,45 @@
+"""Saves behind training (`wait=False`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import aliquot
+import pytest
+import torch
+from checkpoints import contents, everything, train
+from ranks import SHARED_MEMORY, TRANSPORTS, Transport, run_ranks, started
+
+
+def train_behind(rank: int, directory: Path) -> None:
+    """Each save is of its own step, though training goes on; at the end all are there."""
+    model, optimizer = everything(2)
+    expected = {}
+    for step in range(6):
+        train(model, optimizer, rank, range(step, step + 1))
+        aliquot.save_checkpoint(directory, model, optimizer, step=step, extra={"step": step}, wait=False)
+        expected[step] = aliquot.full_state_dict(model, all_ranks=True)
+    for step, state in expected.items():
+        assert aliquot.load_checkpoint(directory, model, optimizer, step=step).extra == {"step": step}
+        actual = aliquot.full_state_dict(model, all_ranks=True)
+        assert [
+            key for key in state if not key.startswith("running") and not torch.equal(actual[key], state[key])
+        ] == []
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
+def test_saves_behind_training_are_of_their_own_step(transport: Transport, tmp_path: Path) -> None:
+    run_ranks(2, train_behind, tmp_path, transport=transport)
+
+
+def save_and_end(rank: int, directory: Path) -> None:
+    model, optimizer = everything(3)
+    aliquot.save_checkpoint(directory, model, optimizer, step=1, wait=False)
+
+
+def test_a_save_behind_training_ends_before_the_process(tmp_path: Path) -> None:
+    with started(2, save_and_end, tmp_path, transport=SHARED_MEMORY) as ranks:
+        ranks.results(timeout=30.0)
+        assert ranks.exit_codes(timeout=30.0) == [0, 0]
+    assert contents(tmp_path) == {"step_1"}
+    assert contents(tmp_path / "step_1") == {"manifest.json", "rank_00000.safetensors", "rank_00001.safetensors"}
