@@ -12,6 +12,7 @@ import pytest
 import torch
 from cases import CASES
 from ranks import TRANSPORTS, Transport, run_ranks
+from test_torch_optimizers import add_a_group
 from torch import Tensor
 from training import MAX_NORM, STAGES, Reference, Turn, assert_same_bits, assert_same_weights, built
 
@@ -161,33 +162,12 @@ def test_momentum_may_be_scheduled() -> None:
     run_ranks(WORLD_SIZE, cycle_momentum)
 
 
-def add_a_group(rank: int, name: str) -> None:
-    kind, settings = SETTINGS[name]
-    case = CASES["plain"]
-    model: Any = aliquot.shard(built(case), stage=3, units=case.units)
-    reference = Reference(case, WORLD_SIZE)
-    first, *rest = model.parameters()
-    optimizer = getattr(aliquot, kind)(model, params=[first], max_grad_norm=MAX_NORM, **settings)
-    lists = [list(r.parameters()) for r in reference.replicas]
-    reference.optimizers = [whole(kind)(params[:1], **settings) for params in lists]
-    for step in range(STEPS):
-        if step == 2:
-            optimizer.add_param_group({"params": rest, "lr": 1e-3})
-            for made, params in zip(reference.optimizers, lists, strict=True):
-                made.add_param_group({"params": params[1:], "lr": 1e-3})
-        optimizer.zero_grad()
-        case.run(model, Turn(rank, step, no_sync=aliquot.no_sync))
-        optimizer.step()
-        for replica in reference.replicas:
-            replica.zero_grad()
-        reference.step(step)
-    assert_same_weights(aliquot.full_state_dict(model, all_ranks=True), reference.weights())
-
-
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name != "Adagrad"])
 def test_a_group_may_be_added_between_steps(name: str) -> None:
     """Torch's Adagrad has no states for one that comes later."""
-    run_ranks(WORLD_SIZE, add_a_group, name)
+    kind, settings = SETTINGS[name]
+    make, make_whole = (partial(made, **settings) for made in (getattr(aliquot, kind), whole(kind)))
+    run_ranks(WORLD_SIZE, add_a_group, 3, make, make_whole, STEPS)
 
 
 def step_halves(rank: int, name: str, params: str, master: str | None) -> None:

@@ -115,20 +115,20 @@ def test_what_is_changed_in_groups_counts_from_the_next_step(stage: int) -> None
     run_ranks(WORLD_SIZE, follow_groups, stage)
 
 
-def add_a_group(rank: int, stage: int, native: bool) -> None:
+def add_a_group(rank: int, stage: int, make: Any, make_whole: Any, steps: int) -> None:
+    """Behind two steps. `make` gives an optimizer of a sharded model, `make_whole` that of whole parameters."""
     case = CASES["plain"]
     model: Any = aliquot.shard(built(case), stage=stage, units=case.units)
     reference = Reference(case, WORLD_SIZE)
     first, *rest = model.parameters()
-    make = aliquot.AdamW if native else lambda *args, **more: aliquot.TorchOptimizer(args[0], torch.optim.AdamW, **more)
-    optimizer = make(model, lr=1e-2, params=[first], max_grad_norm=MAX_NORM)
-    halves = [list(r.parameters()) for r in reference.replicas]
-    reference.optimizers = [torch.optim.AdamW(half[:1], lr=1e-2) for half in halves]
-    for step in range(STEPS):
+    optimizer = make(model, params=[first], max_grad_norm=MAX_NORM)
+    lists = [list(r.parameters()) for r in reference.replicas]
+    reference.optimizers = [make_whole(params[:1]) for params in lists]
+    for step in range(steps):
         if step == 2:
             optimizer.add_param_group({"params": rest, "lr": 1e-3})
-            for made, half in zip(reference.optimizers, halves, strict=True):
-                made.add_param_group({"params": half[1:], "lr": 1e-3})
+            for made, params in zip(reference.optimizers, lists, strict=True):
+                made.add_param_group({"params": params[1:], "lr": 1e-3})
         optimizer.zero_grad()
         case.run(model, Turn(rank, step, no_sync=aliquot.no_sync))
         optimizer.step()
@@ -141,7 +141,9 @@ def add_a_group(rank: int, stage: int, native: bool) -> None:
 @pytest.mark.parametrize("native", [True, False], ids=["AdamW", "TorchOptimizer"])
 @pytest.mark.parametrize("stage", [1, 3])
 def test_a_group_may_be_added_between_steps(stage: int, native: bool) -> None:
-    run_ranks(WORLD_SIZE, add_a_group, stage, native)
+    make = aliquot.AdamW if native else partial(aliquot.TorchOptimizer, optimizer=torch.optim.AdamW)
+    whole = partial(torch.optim.AdamW, lr=1e-2)
+    run_ranks(WORLD_SIZE, add_a_group, stage, partial(make, lr=1e-2), whole, STEPS)
 
 
 def refuse_a_group_of_strangers(rank: int) -> None:
