@@ -16,6 +16,7 @@ PYBIND11_MODULE(_core, module) {
   register_memory(module);
   register_timeline(module);
   register_rules(module);
+  register_engine_values(module);
   register_engine(module);
   register_split_master(module);
   register_tensors(module);

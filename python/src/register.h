@@ -15,6 +15,7 @@ void register_process_group(py::module_& module);
 void register_memory(py::module_& module);
 void register_timeline(py::module_& module);
 void register_rules(py::module_& module);
+void register_engine_values(py::module_& module);
 void register_engine(py::module_& module);
 void register_split_master(py::module_& module);
 void register_tensors(py::module_& module);
