@@ -80,19 +80,36 @@ void DeviceOptimizer::send(std::span<const Rule> rules, Stream stream) {
   sent_.record(stream);
 }
 
-void DeviceOptimizer::step(DeviceReducer& reducer, std::optional<double> max_norm, Stream stream) {
+void DeviceOptimizer::decide(DeviceReducer& reducer, std::optional<double> max_norm, Stream stream) {
   const DeviceGuard guard(device_);
   communicator_.all_gather({"step", ""}, reducer.report(stream), reports_.data(), stream);
   cuda::finish_report(rule_, shape_, reports_.data(), groups_.data(),
                       reinterpret_cast<const int*>(group_of_param_.data()),
                       reinterpret_cast<std::int64_t*>(steps_of_param_.data()), max_norm.value_or(0), loss_scale(),
                       reinterpret_cast<cuda::StepState*>(state_.data()), scalars_.data(), stream);
-  if (!is_normed(rule_)) {
-    return for_units(stream, [&](std::size_t unit) { cuda::update(rule_, update_of(unit), stream); });
+  if (!is_normed(rule_)) return;
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+    if (!store_.holds(unit, Role::grad)) continue;
+    const TimedScope timed = time_update(unit, Hold::work, stream);
+    cuda::take(rule_, update_of(unit), ratios_.of_chunks(unit), stream);
   }
-  for_units(stream, [&](std::size_t unit) { cuda::take(rule_, update_of(unit), ratios_.of_chunks(unit), stream); });
   ratios_.add_up(communicator_, stream);
-  for_units(stream, [&](std::size_t unit) { cuda::move(rule_, update_of(unit), ratios_.of(unit), stream); });
+}
+
+void DeviceOptimizer::update(std::size_t unit, Hold hold, Stream stream) {
+  if (!store_.holds(unit, Role::grad)) return;
+  const DeviceGuard guard(device_);
+  const TimedScope timed = time_update(unit, hold, stream);
+  if (is_normed(rule_)) {
+    cuda::move(rule_, update_of(unit), ratios_.of(unit), stream);
+  } else {
+    cuda::update(rule_, update_of(unit), stream);
+  }
+}
+
+TimedScope DeviceOptimizer::time_update(std::size_t unit, Hold hold, Stream stream) const {
+  const std::size_t bytes = store_.stepped_range(unit).size() * sizeof(float);
+  return {timeline_, Activity::step, hold, store_.layout(unit).unit().name, bytes, stream};
 }
 
 StepResult DeviceOptimizer::receive(Stream stream) {
@@ -100,16 +117,6 @@ StepResult DeviceOptimizer::receive(Stream stream) {
   received_.record(stream);
   const std::byte* latest = received_.latest();
   return latest == nullptr ? StepResult{} : result_of(*reinterpret_cast<const cuda::StepState*>(latest));
-}
-
-template <typename Launch>
-void DeviceOptimizer::for_units(Stream stream, const Launch& launch) {
-  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
-    if (!store_.holds(unit, Role::grad)) continue;
-    const std::size_t bytes = store_.stepped_range(unit).size() * sizeof(float);
-    const TimedScope timed(timeline_, Activity::step, Hold::work, store_.layout(unit).unit().name, bytes, stream);
-    launch(unit);
-  }
 }
 
 // Where states are sharded and parameters or gradients are not, the update is of this rank's part of them.

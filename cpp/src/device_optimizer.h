@@ -31,12 +31,17 @@ class DeviceOptimizer {
   /// Parameters are in other groups from here on. States and counts stay. The host waits for the last step.
   void regroup(const Grouping& grouping);
 
-  // A step is these three, in this order. What step() gives to the stream is the same every time, and may be replayed.
+  // A step is these four, in this order. What decide() and update() give to streams is the same every time, and may be
+  // replayed.
 
   /// Sends the hyperparameters.
   void send(std::span<const Rule> rules, Stream stream);
-  /// Exchanges the ranks' reports and updates, or skips on all ranks alike.
-  void step(DeviceReducer& reducer, std::optional<double> max_norm, Stream stream);
+  /// Exchanges the ranks' reports: from here on the device knows by what each parameter is updated, or that all ranks
+  /// skip.
+  void decide(DeviceReducer& reducer, std::optional<double> max_norm, Stream stream);
+  /// Updates what this rank steps of the unit, if it trains.
+  /// \param hold  what the update means to the caller's stream, on a timeline
+  void update(std::size_t unit, Hold hold, Stream stream);
   /// Asks for the result. Returns the latest that the host knows of, of this step or one before.
   StepResult receive(Stream stream);
   /// From here on each unit's update is on `timeline`, if there is one.
@@ -61,9 +66,8 @@ class DeviceOptimizer {
 
   void place(const Grouping& grouping);
   void make_room_for_groups();
-  template <typename Launch>
-  void for_units(Stream stream, const Launch& launch);
   cuda::UnitUpdate update_of(std::size_t unit) const;
+  TimedScope time_update(std::size_t unit, Hold hold, Stream stream) const;
   StepResult result_of(const cuda::StepState& state) const;
 
   ShardStore& store_;

@@ -9,6 +9,7 @@
 #include "device_write.h"
 #include "engine_rooms.h"
 #include "gradient_report.h"
+#include "hidden_step.h"
 #include "host_write.h"
 
 namespace aliquot {
@@ -33,6 +34,7 @@ Engine::Engine(std::vector<UnitSpec> units, Communicator& communicator, MemoryRe
     reducer_ = std::make_unique<Reducer>(store_, communicator, memory);
   } else {
     reducer_ = std::make_unique<DeviceReducer>(store_, communicator, memory);
+    if (options.hide_step && options.stage.shards_parameters()) hidden_ = std::make_unique<HiddenStep>(memory.device());
   }
 }
 
@@ -40,7 +42,9 @@ Engine::~Engine() = default;
 
 const void* Engine::pre_forward(std::size_t unit, Stream stream) {
   const auto home = graph_.at(unit) ? Slots::Home::fixed : Slots::Home::may_move;
-  return gatherer_.acquire(unit, Pass::forward, home, stream);
+  const void* const full = gatherer_.acquire(unit, Pass::forward, home, stream);
+  if (hidden_) hidden_->let_go(unit);
+  return full;
 }
 
 void Engine::post_forward(std::size_t unit, Stream stream) { gatherer_.release(unit, stream); }
@@ -71,6 +75,7 @@ void Engine::release_held(Stream stream) {
 bool Engine::post_backward(std::size_t unit, const Gradients& gradients, Stream stream) {
   if (in_backward_.at(unit)) gatherer_.release(unit, stream);
   in_backward_[unit] = false;
+  await_update(stream);
   return gradients.empty() || with(reducer_, [&](auto& reducer) { return reducer.offer(unit, gradients, stream); });
 }
 
@@ -84,6 +89,7 @@ void Engine::leave_backward(Stream stream) {
 
 void Engine::finish_backward(const Left& left, Stream stream) {
   leave_backward(stream);
+  await_update(stream);
   with(reducer_, [&](auto& reducer) { reducer.finish(left, stream); });
   share_gradients(stream);
 }
@@ -100,6 +106,7 @@ void Engine::spread(Role role, Stream stream) {
 }
 
 GradientReport Engine::gradient_report(Stream stream) {
+  await_update(stream);
   GradientReport report =
       with(reducer_, [&](auto& reducer) { return exchange_gradient_report(store_, reducer, communicator_, stream); });
   report.loss_scale = loss_scale(stream).scale;
@@ -108,14 +115,22 @@ GradientReport Engine::gradient_report(Stream stream) {
 }
 
 void Engine::scale_gradients(float factor, Stream stream) {
+  await_update(stream);
   with(reducer_, [&](auto& reducer) { reducer.scale_all(factor, stream); });
 }
 
 void Engine::clear_gradients(Stream stream) {
+  if (hidden_ && hidden_->under_way()) {
+    for (std::size_t unit = 0; unit < unit_count(); ++unit) {
+      if (!store_.holds(unit, Role::grad)) continue;
+      if (auto gradient = store_.transient_gradient(unit)) hidden_->keep(unit, std::move(gradient));
+    }
+  }
   with(reducer_, [&](auto& reducer) { reducer.clear(stream); });
 }
 
 void Engine::clear_gradient(std::size_t unit, std::size_t param, Stream stream) {
+  await_update(stream);
   with(reducer_, [&](auto& reducer) { reducer.clear(unit, param, stream); });
 }
 
@@ -133,6 +148,7 @@ float* Engine::whole_gradient(std::size_t unit) {
 }
 
 void Engine::reset(Stream stream) {
+  await_update(stream);
   gatherer_.release_all(stream);
   with(reducer_, [&](auto& reducer) { reducer.abandon(stream); });
   graph_.assign(graph_.size(), false);
@@ -141,6 +157,7 @@ void Engine::reset(Stream stream) {
 }
 
 void Engine::begin_write() {
+  await_update();
   gatherer_.finish_reads();
   communicator_.barrier({"write parameters", ""});
 }
@@ -154,6 +171,7 @@ void Engine::write(std::size_t unit, std::size_t param, const float* values, Str
 void Engine::end_write(Stream stream) { gatherer_.publish(stream); }
 
 void Engine::read(std::size_t unit, void* whole, Stream stream) {
+  await_update(stream);
   auto* bytes = static_cast<std::byte*>(whole);
   if (store_.stage().shards_parameters()) {
     gatherer_.fetch(unit, Role::param, bytes, stream);

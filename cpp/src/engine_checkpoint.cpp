@@ -25,6 +25,7 @@ bool Engine::holds_gradients(std::size_t unit) const {
 }
 
 void Engine::restore_gradients(std::size_t unit, const std::vector<bool>& present, Stream stream) {
+  await_update(stream);
   if (present.size() != layout(unit).unit().params.size()) {
     throw InvalidArgument("restore_gradients: unit '" + layout(unit).unit().name + "' has " +
                           std::to_string(layout(unit).unit().params.size()) + " parameters, not " +
@@ -59,6 +60,7 @@ StepCounts Engine::step_counts() const {
 
 void Engine::set_step_counts(const StepCounts& counts, Stream stream) {
   counts_ = counts;
+  await_update(stream);
   if (auto* optimizer = std::get_if<std::unique_ptr<DeviceOptimizer>>(&optimizer_))
     (*optimizer)->set_counts(counts, stream);
 }

@@ -4,6 +4,7 @@
 #include "aliquot/error.h"
 #include "device_optimizer.h"
 #include "device_reducer.h"
+#include "hidden_step.h"
 
 // docs/design.md, "Steps in a graph".
 namespace aliquot {
@@ -23,6 +24,7 @@ void Engine::renew() {
   captured_steps_.reset();
   gatherer_.end_capture();
   device_reducer().end_capture();
+  if (hidden_) hidden_->renew();
   gatherer_.renew();
   device_reducer().renew();
 }
@@ -39,6 +41,7 @@ void Engine::begin_capture(Stream stream) {
 void Engine::end_capture(Stream stream) {
   gatherer_.finish_reads(stream);
   device_reducer().await_sums(stream);
+  await_update(stream);
   if (captured_steps_ == 0) {
     throw InvalidArgument("what was captured holds no step of the optimizer: call its step() there");
   }
@@ -48,6 +51,7 @@ void Engine::end_capture(Stream stream) {
 // first.
 void Engine::begin_replay(std::span<const Rule> rules, Stream stream) {
   communicator_.require_intact();
+  await_update(stream);
   gatherer_.finish_reads(stream);
   device_reducer().await_sums(stream);
   std::get<std::unique_ptr<DeviceOptimizer>>(optimizer_)->send(rules, stream);

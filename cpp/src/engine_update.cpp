@@ -7,6 +7,7 @@
 #include "device_optimizer.h"
 #include "device_reducer.h"
 #include "engine_rooms.h"
+#include "hidden_step.h"
 #include "stopwatch.h"
 
 // Optimizers: the engine's own, and those of somebody else's; the loss scale.
@@ -14,6 +15,7 @@ namespace aliquot {
 
 void Engine::set_groups(Grouping grouping, const Rule& rule) {
   const LossScale scale = loss_scale();
+  await_update();
   optimizer_ = {};  // before its states
   if (on_cpu(memory_)) {
     optimizer_ = std::make_unique<Optimizer>(store_, communicator_, memory_, std::move(grouping), rule);
@@ -26,10 +28,12 @@ void Engine::set_groups(Grouping grouping, const Rule& rule) {
 
 void Engine::regroup(Grouping grouping) {
   require_groups("regroup");
+  await_update();
   std::visit([&](auto& optimizer) { optimizer->regroup(std::move(grouping)); }, optimizer_);
 }
 
 std::vector<Engine::Part> Engine::parts_of(std::size_t unit, Role role, Range range) const {
+  await_update();
   std::vector<Part> parts;
   for (const Segment& segment : layout(unit).segments(range)) {
     const std::span<std::byte> bytes = store_.held_bytes(unit, role, segment.range);
@@ -61,6 +65,15 @@ void Engine::end_graphs(Stream stream) {
   release_held(stream);
   graph_.assign(graph_.size(), false);
   gatherer_.finish_reads(stream);
+  await_update(stream);
+}
+
+void Engine::await_update(Stream stream) const {
+  if (hidden_) hidden_->await(stream);
+}
+
+void Engine::await_update() const {
+  if (hidden_) hidden_->await();
 }
 
 StepResult Engine::begin_update(std::optional<double> max_norm, Stream stream) {
@@ -124,18 +137,33 @@ StepResult Engine::step(std::span<const Rule> rules, std::optional<double> max_n
   const Stopwatch stopwatch(step_seconds_);
   const TimedScope timed(timeline_, Activity::step, Hold::work, "step", 0, stream);
   end_graphs(stream);
-  const StepResult result = on_cpu(memory_) ? step_on_host(rules, max_norm) : step_on_device(rules, max_norm, stream);
-  share_update(stream);
-  return result;
+  return on_cpu(memory_) ? step_on_host(rules, max_norm) : step_on_device(rules, max_norm, stream);
 }
 
 StepResult Engine::step_on_device(std::span<const Rule> rules, std::optional<double> max_norm, Stream stream) {
   auto& optimizer = *std::get<std::unique_ptr<DeviceOptimizer>>(optimizer_);
   if (!captured_steps_) optimizer.send(rules, stream);
-  optimizer.step(*std::get<std::unique_ptr<DeviceReducer>>(reducer_), max_norm, stream);
+  optimizer.decide(device_reducer(), max_norm, stream);
+  if (hidden_) {
+    update_beside(optimizer, stream);
+  } else {
+    for (std::size_t unit = 0; unit < unit_count(); ++unit) optimizer.update(unit, Hold::work, stream);
+    share_update(stream);
+  }
   if (!captured_steps_) return optimizer.receive(stream);
   ++*captured_steps_;
   return {};
+}
+
+// docs/design.md, "The hidden step".
+void Engine::update_beside(DeviceOptimizer& optimizer, Stream stream) {
+  gatherer_.begin_version(stream);
+  const Stream beside = hidden_->begin(stream);
+  for (std::size_t unit = 0; unit < unit_count(); ++unit) {
+    if (!store_.holds(unit, Role::grad)) continue;
+    optimizer.update(unit, Hold::none, beside);
+    gatherer_.publish_unit(unit, beside);
+  }
 }
 
 StepResult Engine::step_on_host(std::span<const Rule> rules, std::optional<double> max_norm) {
@@ -144,6 +172,7 @@ StepResult Engine::step_on_host(std::span<const Rule> rules, std::optional<doubl
   if (!result.skipped) {
     std::get<std::unique_ptr<Optimizer>>(optimizer_)->step(rules, report.present, result.grad_scale);
   }
+  share_update({});
   return result;
 }
 

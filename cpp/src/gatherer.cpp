@@ -80,6 +80,7 @@ void Gatherer::fill(std::size_t unit, std::byte* slot) {
                             &filled = slots_.filled_event(unit)] {
         released.block(stream_.get());
         published_.block(stream_.get());
+        if (!units_published_.empty()) units_published_[unit].block(stream_.get());
         if (communicator_.maps_peers()) {
           pull(unit, slot, timeline);
         } else {
@@ -146,6 +147,25 @@ void Gatherer::publish(Stream stream) {
   communicator_.meet({"publish", ""}, gather_channel, stream_.get());
 }
 
+// docs/design.md, "The hidden step".
+void Gatherer::begin_version(Stream stream) {
+  communicator_.await(Communicator::every_launch);
+  if (units_published_.empty()) make_unit_events();
+  ++version_;
+  published_.record(stream);
+}
+
+void Gatherer::make_unit_events() {
+  units_published_.clear();
+  for (std::size_t unit = 0; unit < store_.unit_count(); ++unit) units_published_.emplace_back(stream_.device());
+}
+
+void Gatherer::publish_unit(std::size_t unit, Stream stream) {
+  if (communicator_.maps_peers())
+    communicator_.meet({"publish", store_.layout(unit).unit().name}, step_channel, stream);
+  units_published_[unit].record(stream);
+}
+
 void Gatherer::finish_reads(Stream stream) {
   if (!communicator_.maps_peers()) return;
   communicator_.await(Communicator::every_launch);
@@ -163,6 +183,7 @@ void Gatherer::renew() {
   communicator_.await(Communicator::every_launch);
   synchronize(stream_.get());
   for (Event* event : {&published_, &read_, &followed_}) *event = Event(stream_.device());
+  if (!units_published_.empty()) make_unit_events();
   slots_.renew();
 }
 

@@ -97,6 +97,7 @@ std::shared_ptr<Engine> make_engine(std::vector<UnitSpec> units, Communicator& c
   options.gatherer.ahead_bytes = ahead_bytes;
   options.gatherer.poison = poison;
   options.register_memory = asked_for("ALIQUOT_NCCL_WINDOWS");
+  options.hide_step = asked_for("ALIQUOT_HIDDEN_STEP");
   options.store.master = fp32_master ? MasterForm::fp32 : MasterForm::low16;
   options.store.gradients = dtype_named(gradients);
   if (transient) options.store.transient = torch_memory(std::move(transient->first), std::move(transient->second));

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -101,6 +102,46 @@ TEST_P(CudaEngine, GivesTheSameBitsHoweverLongItsWorkTakes) {
     for (const unsigned run : {1U, 2U, 3U}) {
       const unsigned seed = 10 * run + static_cast<unsigned>(rank.communicator.rank());
       require(train(rank, poisoned, seed) == expected, "run " + std::to_string(run) + ": other bits");
+    }
+  };
+  expect_success(run_on_gpus(world_size(), body, patience, transport()));
+}
+
+/// Gradients from an allocator that hands out again what it got back, as torch's does: what still reads them is wrong.
+TransientMemory recycled(GpuRank& rank) {
+  struct Pool {
+    std::unique_ptr<MemoryResource> memory;
+    std::map<std::size_t, std::vector<std::byte*>> free{};
+    ~Pool() {
+      for (const auto& [bytes, pieces] : free) {
+        for (std::byte* const piece : pieces) memory->deallocate(piece, bytes, {});
+      }
+    }
+  };
+  const auto pool = std::shared_ptr<Pool>(new Pool{memory_for(rank)});
+  return [pool](std::size_t bytes, Stream stream) {
+    auto& free = pool->free[bytes];
+    if (free.empty()) free.push_back(static_cast<std::byte*>(pool->memory->allocate(bytes, 256, stream)));
+    std::byte* const data = free.back();
+    free.pop_back();
+    const auto give_back = [pool, bytes, stream](std::byte* back) {
+      fill_async(back, 0xFF, bytes, stream);
+      pool->free[bytes].push_back(back);
+    };
+    return std::shared_ptr<std::byte>(data, give_back);
+  };
+}
+
+TEST_P(CudaEngine, GivesTheSameBitsWhereUpdatesPassBesideTheForward) {
+  const auto body = [](GpuRank& rank) {
+    const auto expected = train(rank, options(), {});
+    EngineOptions hiding = options();
+    hiding.hide_step = true;
+    hiding.gatherer.poison = true;
+    hiding.store.transient = recycled(rank);
+    for (const unsigned run : {1U, 2U, 3U}) {
+      const unsigned seed = 10 * run + static_cast<unsigned>(rank.communicator.rank());
+      require(train(rank, hiding, seed) == expected, "run " + std::to_string(run) + ": other bits");
     }
   };
   expect_success(run_on_gpus(world_size(), body, patience, transport()));

@@ -30,6 +30,10 @@ struct EngineOptions {
   /// planned_memory() comes from the transport, where that has memory of its own. It does so in any case where
   /// Communicator::maps_peers().
   bool register_memory = false;
+  /// On a device, at stage 3, updates go to a stream of their own and pass beside the next forward: each unit's comes
+  /// before its next gather, whatever else the engine is asked comes behind all of them, and nothing else changes. The
+  /// gradients that they read stay as long, also those of StoreOptions::transient. Ignored elsewhere.
+  bool hide_step = false;
 };
 
 /// The gradients of all ranks since the last clear_gradients(), the same on every rank.
@@ -52,6 +56,7 @@ struct EngineStatistics {
 
 class DeviceReducer;
 class DeviceOptimizer;
+class HiddenStep;
 
 /// Memory of `device` for one engine with these arguments: all that it will hold, but for an optimizer's states and
 /// tables, in one piece. Collective where communicator.maps_peers(), whatever the options, and elsewhere if
@@ -230,6 +235,9 @@ class Engine {
   std::vector<Part> parts_of(std::size_t unit, Role role, Range range) const;
   StepResult step_on_host(std::span<const Rule> rules, std::optional<double> max_norm);
   StepResult step_on_device(std::span<const Rule> rules, std::optional<double> max_norm, Stream stream);
+  void update_beside(DeviceOptimizer& optimizer, Stream stream);
+  void await_update(Stream stream) const;
+  void await_update() const;
 
   Communicator& communicator_;
   std::unique_ptr<MemoryResource> more_;  ///< on a device: what an optimizer takes is in no plan
@@ -244,9 +252,10 @@ class Engine {
   std::optional<std::size_t> captured_steps_;  ///< in the capture that is under way
   Timeline* timeline_ = nullptr;
   double step_seconds_ = 0;
-  StepCounts counts_;     ///< of steps that the host judged: on CPUs, and of begin_update
-  LossScale loss_scale_;  ///< where no DeviceOptimizer has it
-  Presence present_;      ///< at the last begin_update
+  StepCounts counts_;                   ///< of steps that the host judged: on CPUs, and of begin_update
+  LossScale loss_scale_;                ///< where no DeviceOptimizer has it
+  Presence present_;                    ///< at the last begin_update
+  std::unique_ptr<HiddenStep> hidden_;  ///< null where updates are on the caller's stream
 };
 
 }  // namespace aliquot

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "aliquot/communicator.h"
 #include "aliquot/schedule.h"
@@ -71,6 +72,10 @@ class Gatherer {
   /// Tells peers that this rank's bytes have their next version, which `stream` has been given the writing of. Every
   /// rank publishes the same sequence of versions.
   void publish(Stream stream = {});
+  /// The same in pieces, on a device: the next version begins, behind what `stream` has been given; then each unit that
+  /// changes is there when its own stream has come to this point.
+  void begin_version(Stream stream);
+  void publish_unit(std::size_t unit, Stream stream);
   /// Every owner's shard of the present version into `whole`, numel() elements, which may be the unit's own block.
   void fetch(std::size_t unit, Role role, std::byte* whole, Stream stream = {});
 
@@ -101,6 +106,7 @@ class Gatherer {
   void count(std::size_t unit);
   void gather_ahead(std::size_t unit, Pass pass);
   void await_version();
+  void make_unit_events();
 
   ShardStore& store_;
   Communicator& communicator_;
@@ -108,6 +114,7 @@ class Gatherer {
   Slots slots_;
   OwnedStream stream_;  ///< of the gathers ahead of their use
   Event published_;
+  std::vector<Event> units_published_;  ///< empty before the first begin_version
   Event read_;
   Event followed_;
   Tracer forward_;

@@ -96,6 +96,8 @@ class ShardStore {
   bool gradients_are_transient() const { return options_.transient && stage_.shards_gradients(); }
   void take_gradient(std::size_t unit, Stream stream);
   void drop_gradients();
+  /// What keeps the bytes of a gradient that comes and goes; null if there is none.
+  std::shared_ptr<std::byte> transient_gradient(std::size_t unit) const { return at(unit, Role::grad).lent; }
 
   /// Bytes of this rank by role, as they are now.
   std::map<std::string_view, std::size_t> bytes() const;
