@@ -38,9 +38,10 @@ class DeviceTraining {
  public:
   static constexpr std::size_t steps = 5;
 
-  DeviceTraining(Communicator& communicator, Device device, const EngineOptions& options, Stream stream, Delays& delays)
+  DeviceTraining(Communicator& communicator, Device device, const EngineOptions& options, Stream stream, Delays& delays,
+                 const Rule& rule = toy_rule)
       : memory_(toy_units(), communicator, options, device), engine_(toy_units(), communicator, memory_, options),
-        rank_(static_cast<std::size_t>(communicator.rank())), stream_(stream), delays_(delays) {
+        rank_(static_cast<std::size_t>(communicator.rank())), stream_(stream), delays_(delays), rules_{rule} {
     Grouping grouping;
     engine_.begin_write();
     for (std::size_t unit = 0; unit < engine_.unit_count(); ++unit) {
@@ -55,7 +56,7 @@ class DeviceTraining {
       }
     }
     engine_.end_write(stream_);
-    engine_.set_groups(std::move(grouping));
+    engine_.set_groups(std::move(grouping), rule);
   }
 
   // The host doesn't wait in any of these.
@@ -65,8 +66,8 @@ class DeviceTraining {
     walk_ = number == 2 ? std::vector<std::size_t>{root, 1, 2, 3} : std::vector<std::size_t>{root, 1, 2, 3, 5};
     forward();
     backward(number);
-    engine_.step(toy_groups, toy_max_norm, stream_);
-    if (number == 2) engine_.step(toy_groups, toy_max_norm, stream_);
+    engine_.step(rules_, toy_max_norm, stream_);
+    if (number == 2) engine_.step(rules_, toy_max_norm, stream_);
     engine_.clear_gradients(stream_);
   }
 
@@ -138,6 +139,7 @@ class DeviceTraining {
   std::size_t rank_;
   Stream stream_;
   Delays& delays_;
+  std::vector<Rule> rules_;
   std::vector<std::size_t> walk_ = {root, 1, 2, 3, 5};
   Left left_;
   std::vector<GpuBytes> activations_, gradients_;  ///< of each unit

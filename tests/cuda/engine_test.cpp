@@ -78,10 +78,10 @@ class CudaEngine : public testing::TestWithParam<std::tuple<int, Way>> {
   }
 
   static std::vector<std::vector<std::byte>> train(GpuRank& rank, const EngineOptions& options,
-                                                   std::optional<unsigned> seed) {
+                                                   std::optional<unsigned> seed, const Rule& rule = toy_rule) {
     Delays of_collectives(seed), of_work(seed);
     Laggard communicator(rank.communicator, of_collectives);
-    DeviceTraining training(communicator, rank.device, options, rank.stream.get(), of_work);
+    DeviceTraining training(communicator, rank.device, options, rank.stream.get(), of_work, rule);
     for (std::size_t step = 0; step < DeviceTraining::steps; ++step) training.step(step);
     return training.parameters(rank.device);
   }
@@ -134,14 +134,16 @@ TransientMemory recycled(GpuRank& rank) {
 
 TEST_P(CudaEngine, GivesTheSameBitsWhereUpdatesPassBesideTheForward) {
   const auto body = [](GpuRank& rank) {
-    const auto expected = train(rank, options(), {});
     EngineOptions hiding = options();
     hiding.hide_step = true;
     hiding.gatherer.poison = true;
     hiding.store.transient = recycled(rank);
-    for (const unsigned run : {1U, 2U, 3U}) {
-      const unsigned seed = 10 * run + static_cast<unsigned>(rank.communicator.rank());
-      require(train(rank, hiding, seed) == expected, "run " + std::to_string(run) + ": other bits");
+    const auto seed = static_cast<unsigned>(rank.communicator.rank());
+    for (const Rule& rule : {Rule(toy_rule), Rule(Lamb{.lr = 1e-2, .weight_decay = 0.1})}) {
+      const auto expected = train(rank, options(), {}, rule);
+      for (const unsigned run : {10U, 20U, 30U}) {
+        require(train(rank, hiding, run + seed, rule) == expected, std::string(name_of(rule)) + ": other bits");
+      }
     }
   };
   expect_success(run_on_gpus(world_size(), body, patience, transport()));

@@ -1,4 +1,5 @@
-// Fills the seam of the transport peer: ranks are threads of this process, and read each other's memory where it is.
+// Fills the seams of the transports peer and nccl: ranks are threads of this process, and read each other's memory
+// where it is.
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
@@ -65,7 +66,7 @@ struct Region {
   std::vector<const std::byte*> begins;  ///< by rank
 };
 
-class SimulatedPeers final : public Communicator {
+class SimulatedPeers : public Communicator {
  public:
   SimulatedPeers(std::unique_ptr<Communicator> control, std::shared_ptr<Meetings> meetings)
       : Communicator(control->rank(), control->world_size(), control->timeout()), control_(std::move(control)),
@@ -175,16 +176,38 @@ class SimulatedPeers final : public Communicator {
   std::unique_ptr<Launcher> launcher_;
 };
 
-}  // namespace
+/// The collectives alone.
+class SimulatedNccl final : public SimulatedPeers {
+ public:
+  using SimulatedPeers::SimulatedPeers;
+  std::string_view name() const noexcept override { return "nccl"; }
+  bool maps_peers() const noexcept override { return false; }
+  const std::byte* peer(int, const std::byte*) const override { return nullptr; }
+};
 
-std::unique_ptr<Communicator> make_peer_communicator(std::unique_ptr<Communicator> control, Device) {
+template <typename Kind>
+std::unique_ptr<Communicator> make(std::unique_ptr<Communicator> control) {
   auto meetings = std::make_shared<Meetings>(static_cast<std::size_t>(control->world_size()));
   auto* first = &meetings;
   control->broadcast({"meetings", ""}, std::as_writable_bytes(std::span(&first, 1)), 0);
   auto shared = *first;
   control->barrier({"meetings", ""});
-  return std::make_unique<SimulatedPeers>(std::move(control), std::move(shared));
+  return std::make_unique<Kind>(std::move(control), std::move(shared));
 }
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_peer_communicator(std::unique_ptr<Communicator> control, Device) {
+  return make<SimulatedPeers>(std::move(control));
+}
+
+std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> control, Device, const NcclOrigin&) {
+  return make<SimulatedNccl>(std::move(control));
+}
+
+std::unique_ptr<MemoryResource> nccl_memory(Device device) { return device_memory(device); }
+
+void set_nccl_library(const std::string&) {}
 
 bool can_map_peers(Communicator&, Device) { return true; }
 
