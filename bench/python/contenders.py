@@ -26,6 +26,7 @@ class Contender:
 
     `units`: how many groups of parameters are gathered or reduced at a time, where the library knows such.
     `own_bytes`: device memory that the library took past torch's allocator.
+    `trained`: its model and optimizer; of DeepSpeed the engine, which is both.
     `hook_seconds`: what it says its host code has taken so far, in forward and in backward.
     """
 
@@ -34,6 +35,7 @@ class Contender:
     update: Callable[[], object]
     units: int = 1
     own_bytes: Callable[[], int] = int
+    trained: tuple[Any, Any] = (None, None)
     hook_seconds: Callable[[], tuple[float, float]] | None = None
 
 

@@ -41,7 +41,7 @@ def torch_optimizer(forward: Callable[[Tensor], Tensor], model: nn.Module, job: 
         optimizer.zero_grad()
         return norm
 
-    return Contender(forward, torch.autograd.backward, update, units)
+    return Contender(forward, torch.autograd.backward, update, units, trained=(model, optimizer))
 
 
 def floor(job: Job) -> Contender:
@@ -112,7 +112,8 @@ def aliquot(job: Job, *, stage: int, transport: str = "auto") -> Contender:
         times = aliquot.stats(model).times
         return times["forward"], times["backward"]
 
-    return Contender(model, torch.autograd.backward, update, len(sharded(model).units), arenas, hooks)
+    units = len(sharded(model).units)
+    return Contender(model, torch.autograd.backward, update, units, arenas, (model, optimizer), hooks)
 
 
 def _deepspeed(job: Job, *, stage: int) -> Contender:

@@ -27,7 +27,7 @@ def deepspeed(job: Job, stage: int) -> Contender:
         engine.step()
         return engine.get_global_grad_norm()
 
-    return Contender(engine, engine.backward, update, units=SIZES[job.row.size].layers + 1)
+    return Contender(engine, engine.backward, update, SIZES[job.row.size].layers + 1, trained=(engine, None))
 
 
 def _config(job: Job, stage: int) -> dict[str, Any]:
