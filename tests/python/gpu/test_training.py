@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping
 
@@ -80,6 +81,17 @@ def train_slowly(rank: int) -> None:
 
 def test_slow_producers_change_no_bit(transport: Transport) -> None:
     run_ranks(2, train_slowly, transport=transport, timeout=120.0)
+
+
+def train_beside(rank: int) -> None:
+    expected = weights_after(rank, 3, 8)
+    os.environ["ALIQUOT_HIDDEN_STEP"] = "1"
+    assert_same_bits(weights_after(rank, 3, 8), expected)
+    assert_same_bits(weights_after(rank, 3, 8, slow=True), expected)
+
+
+def test_updates_beside_the_forward_change_no_bit(transport: Transport) -> None:
+    run_ranks(2, train_beside, transport=transport, timeout=120.0)
 
 
 def test_agrees_with_the_engine_on_cpus(transport: Transport) -> None:
