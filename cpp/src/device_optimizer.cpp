@@ -29,7 +29,7 @@ DeviceOptimizer::DeviceOptimizer(ShardStore& store, Communicator& communicator, 
     : store_(store), communicator_(communicator), rule_(rule), device_(memory.device()), memory_(memory),
       units_(store.unit_count()) {
   const DeviceGuard guard(device_);
-  store_.hold_states(states_of(rule), memory);
+  store_.hold_states(states_of(rule), memory, form_of_states(rule));
   place(grouping);
   shape_.units = units_.size();
   shape_.world_size = communicator.world_size();
@@ -135,7 +135,15 @@ cuda::UnitUpdate DeviceOptimizer::update_of(std::size_t unit) const {
   update.grad = part(Role::grad);
   update.grad_dtype = store_.gradient_dtype(unit);
   const std::span<const Role> roles = states_of(rule_);
-  for (std::size_t i = 0; i < roles.size(); ++i) update.states[i] = reinterpret_cast<float*>(part(roles[i]));
+  for (std::size_t i = 0; i < roles.size(); ++i) {
+    if (is_quantized(rule_)) {
+      update.codes[i] = reinterpret_cast<std::uint8_t*>(part(roles[i]));
+      update.scales[i] = store_.scales(unit, roles[i]).data();
+    } else {
+      update.states[i] = reinterpret_cast<float*>(part(roles[i]));
+    }
+  }
+  update.shard_numel = store_.layout(unit).shard_numel();
   update.chunks = reinterpret_cast<const cuda::Chunk*>(units_[unit].chunks.data());
   update.chunk_count = units_[unit].chunk_count;
   update.scalars = scalars_.data() + units_[unit].first_param * scalars_size(rule_);

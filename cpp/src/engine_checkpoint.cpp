@@ -16,6 +16,13 @@ std::vector<Engine::Part> Engine::parts_to_save(std::size_t unit, Role role) con
 
 // What does not train is not shared by end_update.
 std::vector<Engine::Part> Engine::parts_to_load(std::size_t unit, Role role) const {
+  if (is_state(role)) {
+    std::vector<Part> parts;
+    for (const int owner : store_.stepped_shards()) {
+      for (const Part& part : parts_of(unit, role, layout(unit).shard(owner))) parts.push_back(part);
+    }
+    return parts;
+  }
   const bool trains = layout(unit).unit().trainable;
   return parts_of(unit, role, trains ? store_.stepped_range(unit) : store_.held_range(unit, role));
 }

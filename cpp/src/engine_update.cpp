@@ -37,8 +37,12 @@ std::vector<Engine::Part> Engine::parts_of(std::size_t unit, Role role, Range ra
   std::vector<Part> parts;
   for (const Segment& segment : layout(unit).segments(range)) {
     const std::span<std::byte> bytes = store_.held_bytes(unit, role, segment.range);
-    parts.push_back({segment.param, segment.range.begin - layout(unit).param(segment.param).begin, segment.range.size(),
-                     bytes.data()});
+    Part part{segment.param, segment.range.begin - layout(unit).param(segment.param).begin, segment.range.size(),
+              bytes.data()};
+    if (is_state(role) && store_.state_form() == StateForm::quantized) {
+      part.scales = store_.scales(unit, role, segment).data();
+    }
+    parts.push_back(part);
   }
   return parts;
 }

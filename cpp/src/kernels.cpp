@@ -8,6 +8,7 @@
 
 #include "aliquot/error.h"
 #include "aliquot/parallel.h"
+#include "aliquot/quantization.h"
 #include "cpu/kernel_table.h"
 
 namespace aliquot {
@@ -19,6 +20,7 @@ using cpu::block_size;
 constexpr std::size_t past_cache_size = std::size_t{1} << 20;
 /// Elements that one thread takes at a time: some 20 us of work, more than it costs to wake another thread.
 constexpr std::size_t grain_size = 8 * block_size;
+static_assert(grain_size % quantization_block == 0);
 
 /// The sum over the blocks of [0, count) of part(begin, end), added in the blocks' order.
 template <typename Sum, typename Part>
@@ -59,31 +61,59 @@ void require_same_size(std::size_t size, std::size_t grad_size, std::string_view
 }
 
 /// From element `begin` on.
-cpu::UpdateArrays arrays_from(std::size_t begin, const Weights& weights, const float* grad, const States& states) {
+cpu::WeightArrays arrays_from(std::size_t begin, const Weights& weights, const float* grad) {
   const auto at = [begin](void* array, std::size_t width) -> void* {
     return array == nullptr ? nullptr : static_cast<std::byte*>(array) + begin * width;
   };
   const std::size_t master_size = weights.form == Master::low16 ? sizeof(std::uint16_t) : sizeof(float);
-  cpu::UpdateArrays arrays{
-      at(weights.param, size_of(weights.dtype)), at(weights.master, master_size), grad + begin, {}};
+  return {at(weights.param, size_of(weights.dtype)), at(weights.master, master_size), grad + begin};
+}
+
+cpu::UpdateArrays arrays_from(std::size_t begin, const Weights& weights, const float* grad, const States& states) {
+  cpu::UpdateArrays arrays{arrays_from(begin, weights, grad), {}};
   for (std::size_t i = 0; i < states.size(); ++i) {
     arrays.states[i] = states[i].empty() ? nullptr : states[i].data() + begin;
   }
   return arrays;
 }
 
-/// use(kernels, scalars) with those of `rule`, which must be Normed or not, as said.
-template <bool normed, typename Use>
+/// Where a block begins.
+cpu::QuantizedArrays arrays_from(std::size_t begin, const Weights& weights, const float* grad,
+                                 const QuantizedStates& states) {
+  cpu::QuantizedArrays arrays{arrays_from(begin, weights, grad), {}, {}};
+  for (std::size_t i = 0; i < states.size(); ++i) {
+    if (states[i].codes.empty()) continue;
+    arrays.codes[i] = states[i].codes.data() + begin;
+    arrays.scales[i] = states[i].scales.data() + begin / quantization_block;
+  }
+  return arrays;
+}
+
+enum class Kind { elementwise, quantized, normed };
+
+template <typename R>
+constexpr Kind kind_of() {
+  return Normed<R> ? Kind::normed : Quantized<R> ? Kind::quantized : Kind::elementwise;
+}
+
+constexpr const char* trait_of(Kind kind) {
+  return kind == Kind::normed      ? " takes two passes"
+         : kind == Kind::quantized ? " takes states of 8 bits"
+                                   : " takes one pass, and states of fp32";
+}
+
+/// use(kernels, scalars) with those of `rule`, which must be of this kind.
+template <Kind kind, typename Use>
 void with_rule(const Rule& rule, const ParamStep& step, const Use& use) {
   if (step.number < 1) {
     throw InvalidArgument("update: the step is number " + std::to_string(step.number) + "; steps count from 1");
   }
   std::visit(
       [&]<typename R>(const R& one) {
-        if constexpr (Normed<R> == normed) {
+        if constexpr (kind_of<R>() == kind) {
           use(std::get<cpu::Updates<R>>(cpu::current_table().updates.by_rule), one.scalars(step.number));
         } else {
-          throw InvalidArgument("update: " + std::string(R::name) + (normed ? " takes one pass" : " takes two passes"));
+          throw InvalidArgument("update: " + std::string(R::name) + trait_of(kind_of<R>()));
         }
       },
       rule);
@@ -92,6 +122,17 @@ void with_rule(const Rule& rule, const ParamStep& step, const Use& use) {
 void require_states(const Rule& rule, const States& states, std::size_t count) {
   const std::span<const Role> roles = states_of(rule);
   for (std::size_t i = 0; i < roles.size(); ++i) require_same_size(states[i].size(), count, name_of(roles[i]));
+}
+
+void require_states(const Rule& rule, const QuantizedStates& states, std::size_t count) {
+  const std::span<const Role> roles = states_of(rule);
+  for (std::size_t i = 0; i < roles.size(); ++i) {
+    require_same_size(states[i].codes.size(), count, name_of(roles[i]));
+    if (states[i].scales.size() == block_count(count)) continue;
+    throw InvalidArgument("update: " + std::string(name_of(roles[i])) + " has " +
+                          std::to_string(states[i].scales.size()) + " scales; " + std::to_string(count) +
+                          " elements have " + std::to_string(block_count(count)) + " blocks");
+  }
 }
 
 }  // namespace
@@ -146,10 +187,24 @@ void scale(std::span<float> data, float factor) {
 void update(const Rule& rule, const ParamStep& step, const Weights& weights, std::span<const float> grad,
             const States& states) {
   require_states(rule, states, grad.size());
-  with_rule<false>(rule, step, [&](const auto& kernels, const auto& scalars) {
+  with_rule<Kind::elementwise>(rule, step, [&](const auto& kernels, const auto& scalars) {
     const auto update_piece = kernel_for(kernels.update, weights);
     parallel_for(grad.size(), grain_size, [&](std::size_t begin, std::size_t end) {
       update_piece(scalars, step.grad_scale, arrays_from(begin, weights, grad.data(), states), end - begin);
+    });
+  });
+}
+
+void update(const Rule& rule, const ParamStep& step, const Weights& weights, std::span<const float> grad,
+            const QuantizedStates& states) {
+  require_states(rule, states, grad.size());
+  with_rule<Kind::quantized>(rule, step, [&](const auto& kernels, const auto& scalars) {
+    const auto update_block = kernel_for(kernels.update, weights);
+    parallel_for(grad.size(), grain_size, [&](std::size_t begin, std::size_t end) {
+      for (; begin < end; begin += quantization_block) {
+        const std::size_t count = std::min(quantization_block, end - begin);
+        update_block(scalars, step.grad_scale, arrays_from(begin, weights, grad.data(), states), count);
+      }
     });
   });
 }
@@ -158,7 +213,7 @@ NormSquares take(const Rule& rule, const ParamStep& step, const Weights& weights
                  const States& states) {
   require_states(rule, states, grad.size());
   NormSquares sum;
-  with_rule<true>(rule, step, [&](const auto& kernels, const auto& scalars) {
+  with_rule<Kind::normed>(rule, step, [&](const auto& kernels, const auto& scalars) {
     const auto take_block = kernel_for(kernels.take, weights);
     sum = sum_over_blocks<NormSquares>(grad.size(), [&](std::size_t begin, std::size_t end) {
       return take_block(scalars, step.grad_scale, arrays_from(begin, weights, grad.data(), states), end - begin);
@@ -170,7 +225,7 @@ NormSquares take(const Rule& rule, const ParamStep& step, const Weights& weights
 void move(const Rule& rule, const ParamStep& step, float ratio, const Weights& weights, const States& states) {
   const std::size_t count = states[0].size();
   require_states(rule, states, count);
-  with_rule<true>(rule, step, [&](const auto& kernels, const auto& scalars) {
+  with_rule<Kind::normed>(rule, step, [&](const auto& kernels, const auto& scalars) {
     const auto move_piece = kernel_for(kernels.move, weights);
     parallel_for(count, grain_size, [&](std::size_t begin, std::size_t end) {
       move_piece(scalars, ratio, arrays_from(begin, weights, nullptr, states), end - begin);

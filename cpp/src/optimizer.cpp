@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 #include <utility>
+#include <variant>
 
 #include "aliquot/kernels.h"
 #include "trust_ratios.h"
@@ -19,6 +20,22 @@ Weights weights_of(const ShardStore& store, std::size_t unit, Range range) {
   return weights;
 }
 
+States states_in(const ShardStore& store, std::size_t unit, std::span<const Role> roles, Range range) {
+  States states;
+  for (std::size_t i = 0; i < roles.size(); ++i) states[i] = store.held_part(unit, roles[i], range);
+  return states;
+}
+
+QuantizedStates quantized_states(const ShardStore& store, std::size_t unit, std::span<const Role> roles,
+                                 const Segment& segment) {
+  QuantizedStates states;
+  for (std::size_t i = 0; i < roles.size(); ++i) {
+    const std::span<std::byte> codes = store.held_bytes(unit, roles[i], segment.range);
+    states[i] = {{reinterpret_cast<std::uint8_t*>(codes.data()), codes.size()}, store.scales(unit, roles[i], segment)};
+  }
+  return states;
+}
+
 }  // namespace
 
 /// A part of a parameter that this rank steps: what lies in the shard of `owner`.
@@ -30,14 +47,14 @@ struct Optimizer::Piece {
   std::int64_t step;
   Weights weights;
   std::span<const float> grad;
-  States states{};
+  std::variant<States, QuantizedStates> states{};
 };
 
 Optimizer::Optimizer(ShardStore& store, Communicator& communicator, MemoryResource& memory, Grouping grouping,
                      const Rule& rule)
     : store_(store), communicator_(communicator), rule_(rule), grouping_(std::move(grouping)) {
   for (const std::vector<int>& params : grouping_) steps_.emplace_back(params.size(), 0);
-  store_.hold_states(states_of(rule), memory);
+  store_.hold_states(states_of(rule), memory, form_of_states(rule));
 }
 
 void require_rules(std::span<const Rule> rules, std::size_t wanted, const Rule& made) {
@@ -52,6 +69,8 @@ void require_rules(std::span<const Rule> rules, std::size_t wanted, const Rule& 
   }
 }
 
+StateForm form_of_states(const Rule& rule) { return is_quantized(rule) ? StateForm::quantized : StateForm::fp32; }
+
 std::size_t group_count(const Grouping& grouping) {
   std::size_t count = 0;
   for (const std::vector<int>& params : grouping) {
@@ -65,18 +84,20 @@ void Optimizer::step(std::span<const Rule> rules, const Presence& present, float
   count_steps(present);
   if (!is_normed(rule_)) {
     return for_pieces(rules, present, [&](const Piece& piece) {
-      update(piece.rule, {piece.step, grad_scale}, piece.weights, piece.grad, piece.states);
+      const ParamStep step{piece.step, grad_scale};
+      std::visit([&](const auto& states) { update(piece.rule, step, piece.weights, piece.grad, states); },
+                 piece.states);
     });
   }
   TrustRatios ratios(store_, communicator_);
   for_pieces(rules, present, [&](const Piece& piece) {
     ratios.part(piece.owner, piece.unit, piece.param) =
-        take(piece.rule, {piece.step, grad_scale}, piece.weights, piece.grad, piece.states);
+        take(piece.rule, {piece.step, grad_scale}, piece.weights, piece.grad, std::get<States>(piece.states));
   });
   ratios.exchange();
   for_pieces(rules, present, [&](const Piece& piece) {
     const float ratio = ratios.of(piece.unit, piece.param);
-    move(piece.rule, {piece.step, grad_scale}, ratio, piece.weights, piece.states);
+    move(piece.rule, {piece.step, grad_scale}, ratio, piece.weights, std::get<States>(piece.states));
   });
 }
 
@@ -103,15 +124,22 @@ void Optimizer::for_pieces(std::span<const Rule> rules, const Presence& present,
 
 void Optimizer::visit_shard(int owner, std::size_t unit, std::span<const Rule> rules, const Presence& present,
                             const Visit& visit) const {
-  const std::span<const Role> roles = states_of(rule_);
   for (const Segment& segment : store_.layout(unit).segments(store_.layout(unit).shard(owner))) {
     const std::size_t param = segment.param;
     if (!steps_param(unit, param, present)) continue;
     const Rule& rule = rules[static_cast<std::size_t>(grouping_[unit][param])];
-    const auto part = [&](Role role) { return store_.held_part(unit, role, segment.range); };
-    Piece piece{owner,           unit, param, rule, steps_[unit][param], weights_of(store_, unit, segment.range),
-                part(Role::grad)};
-    for (std::size_t i = 0; i < roles.size(); ++i) piece.states[i] = part(roles[i]);
+    Piece piece{owner,
+                unit,
+                param,
+                rule,
+                steps_[unit][param],
+                weights_of(store_, unit, segment.range),
+                store_.held_part(unit, Role::grad, segment.range)};
+    if (is_quantized(rule_)) {
+      piece.states = quantized_states(store_, unit, states_of(rule_), segment);
+    } else {
+      piece.states = states_in(store_, unit, states_of(rule_), segment.range);
+    }
     visit(piece);
   }
 }

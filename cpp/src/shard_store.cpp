@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "aliquot/quantization.h"
+
 namespace aliquot {
 namespace {
 
@@ -67,29 +69,39 @@ bool ShardStore::holds(std::size_t unit, Role role) const {
   return role != Role::master || spec.dtype != DType::fp32;
 }
 
-void ShardStore::hold_states(std::span<const Role> states, MemoryResource& memory) {
+void ShardStore::hold_states(std::span<const Role> states, MemoryResource& memory, StateForm form) {
   for (auto& roles : blocks_) {
     for (const Role role : all_roles) {
       if (is_state(role)) roles[static_cast<std::size_t>(role)] = {};
     }
   }
   states_.assign(states.begin(), states.end());
+  state_form_ = form;
   std::size_t bytes = 0;
   const auto for_each_state = [&](const auto& body) {
     for (std::size_t unit = 0; unit < unit_count(); ++unit) {
       for (const Role role : states_) body(unit, role, stepped_range(unit).size() * width(unit, role));
     }
   };
-  for_each_state([&](std::size_t, Role, std::size_t size) { bytes += DeviceArena::planned(size); });
+  for_each_state([&](std::size_t unit, Role, std::size_t size) {
+    bytes += DeviceArena::planned(size) + DeviceArena::planned(scale_count(unit) * sizeof(float));
+  });
   const auto whole = std::make_shared<Buffer>(memory, bytes);
   std::byte* next = whole->data();
+  const auto take = [&next](std::size_t size) { return std::exchange(next, next + DeviceArena::planned(size)); };
   for_each_state([&](std::size_t unit, Role role, std::size_t size) {
     if (size == 0) return;
     Block& block = blocks_[unit][static_cast<std::size_t>(role)];
-    block.lent = {whole, next};
+    block.lent = {whole, take(size)};
     block.bytes = size;
-    next += DeviceArena::planned(size);
+    if (const std::size_t count = scale_count(unit)) block.scales = as_floats(take(count * sizeof(float)), count);
   });
+}
+
+std::size_t ShardStore::scale_count(std::size_t unit) const {
+  const std::size_t numel = stepped_range(unit).size();
+  if (state_form_ == StateForm::fp32 || numel == 0) return 0;
+  return scale_slot(numel, layout(unit).unit().params.size(), layout(unit).shard_numel());
 }
 
 DType ShardStore::gradient_dtype(std::size_t unit) const {
@@ -99,6 +111,7 @@ DType ShardStore::gradient_dtype(std::size_t unit) const {
 std::size_t ShardStore::width(std::size_t unit, Role role) const {
   if (role == Role::param) return size_of(layout(unit).unit().dtype);
   if (role == Role::grad) return size_of(gradient_dtype(unit));
+  if (is_state(role)) return state_form_ == StateForm::quantized ? sizeof(std::uint8_t) : sizeof(float);
   return role == Role::master && options_.master == MasterForm::low16 ? 2 : 4;
 }
 
@@ -197,6 +210,14 @@ std::span<std::byte> ShardStore::held_bytes(std::size_t unit, Role role, Range r
                       : bytes_of(unit, role).subspan((part.begin - held.begin) * element, part.size() * element);
 }
 
+std::span<float> ShardStore::scales(std::size_t unit, Role role) const { return at(unit, role).scales; }
+
+std::span<float> ShardStore::scales(std::size_t unit, Role role, const Segment& segment) const {
+  const std::size_t begin = segment.range.begin - held_range(unit, role).begin;
+  const std::size_t first = scale_slot(begin, segment.param, layout(unit).shard_numel());
+  return scales(unit, role).subspan(first, block_count(segment.range.size()));
+}
+
 std::span<const std::byte> ShardStore::peer(std::size_t unit, Role role, int owner) const {
   const Block& block = at(unit, role);
   const std::span<const std::byte> held(block.peers.part(owner), block.bytes);
@@ -208,7 +229,10 @@ const std::byte* ShardStore::mapped(std::size_t unit) const { return at(unit, Ro
 std::map<std::string_view, std::size_t> ShardStore::bytes() const {
   std::map<std::string_view, std::size_t> sum;
   for (const auto& roles : blocks_) {
-    for (Role role : all_roles) sum[name_of(role)] += roles[static_cast<std::size_t>(role)].bytes;
+    for (Role role : all_roles) {
+      const Block& block = roles[static_cast<std::size_t>(role)];
+      sum[name_of(role)] += block.bytes + block.scales.size_bytes();
+    }
   }
   return sum;
 }

@@ -7,6 +7,7 @@
 
 #include "dtypes.h"
 #include "register.h"
+#include "roles.h"
 
 namespace aliquot::python {
 namespace {
@@ -39,11 +40,14 @@ std::vector<PartTuple> tuples(const std::vector<Engine::Part>& parts) {
   return made;
 }
 
-Role role_named(const std::string& name) {
-  for (const Role role : all_roles) {
-    if (name_of(role) == name) return role;
+using StateTuple = std::tuple<std::size_t, std::size_t, std::size_t, Address, Address>;
+
+std::vector<StateTuple> states(const std::vector<Engine::Part>& parts) {
+  std::vector<StateTuple> made;
+  for (const Engine::Part& part : parts) {
+    made.emplace_back(part.param, part.begin, part.numel, address_of(part.data), address_of(part.scales));
   }
-  throw InvalidArgument("there is no role '" + name + "'");
+  return made;
 }
 
 const char* master_form(const Engine& engine, std::size_t unit) {
@@ -231,6 +235,18 @@ void register_engine(py::module_& module) {
             return tuples(self.parts_to_load(unit, role_named(role)));
           },
           "The same of what it has to be given again.")
+      .def(
+          "states_to_save",
+          [](const Engine& self, std::size_t unit, const std::string& role) {
+            return states(self.parts_to_save(unit, role_named(role)));
+          },
+          "The same of a state, and where the scales of its codes lie, 0 where it is fp32.")
+      .def(
+          "states_to_load",
+          [](const Engine& self, std::size_t unit, const std::string& role) {
+            return states(self.parts_to_load(unit, role_named(role)));
+          },
+          "The same, of what this rank has to be given again.")
       .def("holds_gradients", &Engine::holds_gradients)
       .def(
           "restore_gradients",

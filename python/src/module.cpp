@@ -19,6 +19,7 @@ PYBIND11_MODULE(_core, module) {
   register_engine_values(module);
   register_engine(module);
   register_split_master(module);
+  register_quantization(module);
   register_tensors(module);
   register_walk(module);
   register_checkpoint(module);

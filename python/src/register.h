@@ -18,6 +18,7 @@ void register_rules(py::module_& module);
 void register_engine_values(py::module_& module);
 void register_engine(py::module_& module);
 void register_split_master(py::module_& module);
+void register_quantization(py::module_& module);
 void register_tensors(py::module_& module);
 void register_walk(py::module_& module);
 void register_checkpoint(py::module_& module);

@@ -26,6 +26,12 @@ void register_rules(py::module_& module) {
       .def_property_readonly("states", &states_of<AdamW>)
       .def(py::init<double, double, double, double, double>(), arg("lr"), arg("beta1"), arg("beta2"), arg("eps"),
            arg("weight_decay"));
+  py::class_<AdamW8bit>(module, "AdamW8bit")
+      .def_property_readonly("states", &states_of<AdamW8bit>)
+      .def(py::init([](double lr, double beta1, double beta2, double eps, double weight_decay) {
+             return AdamW8bit{{lr, beta1, beta2, eps, weight_decay}};
+           }),
+           arg("lr"), arg("beta1"), arg("beta2"), arg("eps"), arg("weight_decay"));
   py::class_<Adam>(module, "Adam")
       .def_property_readonly("states", &states_of<Adam>)
       .def(py::init<double, double, double, double, double>(), arg("lr"), arg("beta1"), arg("beta2"), arg("eps"),

@@ -17,6 +17,7 @@
 #include "aliquot/loss_scale.h"
 #include "aliquot/optimizer.h"
 #include "aliquot/partition.h"
+#include "aliquot/quantization.h"
 #include "aliquot/rules.h"
 
 namespace aliquot::cuda {
@@ -131,6 +132,7 @@ struct Chunk {
 };
 
 inline constexpr std::size_t chunk_size = 4096;
+static_assert(chunk_size % quantization_block == 0);
 
 /// The parameters' parts in `held` (which begins and ends at multiples of Layout::alignment), cut to chunk_size.
 std::vector<Chunk> chunks_of(const Layout& layout, Range held);
@@ -140,7 +142,10 @@ struct UnitUpdate {
   Weights weights;  ///< what the rank holds, by role: these, and
   const void* grad = nullptr;
   DType grad_dtype = DType::fp32;           ///< or bf16
-  std::array<float*, max_states> states{};  ///< in the order of the rule's
+  std::array<float*, max_states> states{};  ///< in the order of the rule's; or where that is Quantized
+  std::array<std::uint8_t*, max_states> codes{};
+  std::array<float*, max_states> scales{};  ///< of all blocks that the rank holds, at their scale_slot()s
+  std::size_t shard_numel = 0;
   const Chunk* chunks = nullptr;
   std::size_t chunk_count = 0;
   const void* scalars = nullptr;  ///< ParamScalars of the rule, of this unit's parameters
@@ -148,7 +153,8 @@ struct UnitUpdate {
 };
 
 /// update() of kernels.h over a unit, in one pass: elements of the chunks whose parameter is stepped, unless the step
-/// is skipped; all others are left alone. `rule` says which rule it is.
+/// is skipped; all others are left alone. `rule` says which rule it is. The chunks of a Quantized one begin where blocks
+/// do, as those of chunks_of() of a shard do.
 /// \throws InvalidArgument for another pair of dtype and form, another grad_dtype, or a rule that is Normed
 void update(const Rule& rule, const UnitUpdate& unit, Stream stream);
 

@@ -125,6 +125,7 @@ class Engine {
     std::size_t begin = 0;
     std::size_t numel = 0;
     void* data = nullptr;
+    float* scales = nullptr;  ///< of its blocks, where `data` are the codes of a quantized state
   };
   /// The fp32 values of what this rank steps of the unit: of Role::param, or of Role::master where that is held. They
   /// stay where they are. \throws InvalidArgument if they are in two halves (MasterForm::low16)
@@ -177,7 +178,8 @@ class Engine {
   /// What this rank saves: its shard, also of what it holds whole, so that all ranks together save everything once.
   std::vector<Part> parts_to_save(std::size_t unit, Role role) const;
   /// What this rank has to be given again: all that end_update does not bring from other ranks. Written between
-  /// begin_write and end_update, on the latter's stream; of parameters with an fp32 master only that.
+  /// begin_write and end_update, on the latter's stream; of parameters with an fp32 master only that. States are cut
+  /// where shards end, as the blocks of quantized ones are.
   std::vector<Part> parts_to_load(std::size_t unit, Role role) const;
   /// True if gradients of the unit were reduced since the last clear; on every rank alike.
   bool holds_gradients(std::size_t unit) const;

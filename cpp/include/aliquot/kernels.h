@@ -71,9 +71,21 @@ using States = std::array<std::span<float>, max_states>;
 /// One update of grad.size() masters and their states by `rule` (rules.h), in one pass. The parameters become the
 /// numbers of their type that are nearest to the masters, by cast() or by split_master().
 /// \throws InvalidArgument for another pair of dtype and form, states of another size, a step before the first, or a
-/// rule that is Normed
+/// rule that is Normed or Quantized
 void update(const Rule& rule, const ParamStep& step, const Weights& weights, std::span<const float> grad,
             const States& states);
+
+/// A state as codes (quantization.h): one for each element, and a scale for each block of them.
+struct QuantizedState {
+  std::span<std::uint8_t> codes;
+  std::span<float> scales;
+};
+using QuantizedStates = std::array<QuantizedState, max_states>;
+
+/// update() by a rule that is Quantized, of elements that begin where a block does. Each block is decoded, updated and
+/// encoded while it is in the cache. The same errors.
+void update(const Rule& rule, const ParamStep& step, const Weights& weights, std::span<const float> grad,
+            const QuantizedStates& states);
 
 /// Square sums of a parameter, or a part of one, and of the direction that a rule steps it in.
 struct NormSquares {

@@ -49,6 +49,7 @@ struct StepResult {
                           ///< StepState's
 };
 
+StateForm form_of_states(const Rule& rule);
 std::size_t group_count(const Grouping& grouping);
 /// \throws InvalidArgument if there are fewer rules, by group, than wanted, or one that is not as `made` is
 void require_rules(std::span<const Rule> rules, std::size_t wanted, const Rule& made);

@@ -6,7 +6,8 @@
 ///   Scalars    what its arithmetic needs that is the same for all elements of a parameter
 ///   scalars()  those of a parameter's step, counted from 1: worked out in fp64, rounded once
 ///   update()   the new `p` from the gradient `g`, and the new states, in the order of `states`
-/// or, in place of the last, what a Normed rule has.
+/// or, in place of the last, what a Normed rule has. A Quantized one says so, and how the states are kept is all that
+/// differs.
 /// F is float, or several of them side by side (Lanes). All functions are constexpr so that kernels may call them.
 #pragma once
 
@@ -54,6 +55,10 @@ constexpr Real inverse_root(Real value) {
 /// the states; then move() by trust_ratio() of the square sums of the parameter and of its direction().
 template <typename R>
 concept Normed = requires(const typename R::Scalars& scalars, float f) { R::direction(scalars, f, f, f); };
+
+/// A rule whose states are kept in 8 bits (quantization.h): decoded, updated and encoded again.
+template <typename R>
+concept Quantized = requires { requires R::quantized; };
 
 /// 1 where one of them is zero.
 template <typename Real>
@@ -117,6 +122,12 @@ struct AdamW {
     s.adam.take(g, exp_avg, exp_avg_sq);
     p = p * s.decay + s.adam.change(exp_avg, exp_avg_sq);
   }
+};
+
+/// The same with moments of 8 bits.
+struct AdamW8bit : AdamW {
+  static constexpr std::string_view name = "AdamW of 8 bits";
+  static constexpr bool quantized = true;
 };
 
 /// Kingma & Ba, 2015; the decay is a part of the gradient.
@@ -299,7 +310,7 @@ struct Lamb {
 };
 
 /// One of them, with its hyperparameters.
-using Rule = std::variant<AdamW, Adam, Sgd, MomentumSgd, Lion, Adagrad, Lamb>;
+using Rule = std::variant<AdamW, AdamW8bit, Adam, Sgd, MomentumSgd, Lion, Adagrad, Lamb>;
 
 /// More states than any rule keeps would be wasted arguments.
 inline constexpr std::size_t max_states = 2;
@@ -309,6 +320,9 @@ inline std::string_view name_of(const Rule& rule) {
 }
 inline bool is_normed(const Rule& rule) {
   return std::visit([]<typename R>(const R&) { return Normed<R>; }, rule);
+}
+inline bool is_quantized(const Rule& rule) {
+  return std::visit([]<typename R>(const R&) { return Quantized<R>; }, rule);
 }
 inline std::span<const Role> states_of(const Rule& rule) {
   return std::visit([](const auto& one) { return std::span<const Role>(one.states); }, rule);

@@ -39,6 +39,9 @@ struct StoreOptions {
 /// How much of a unit a rank holds.
 enum class Extent { shard, whole };
 
+/// How the states of an optimizer are kept: as numbers, or as codes of 8 bits and scales of blocks (quantization.h).
+enum class StateForm { fp32, quantized };
+
 /// Holds each role of each unit, whole or sharded as the stage says; the states of an optimizer from when there is one.
 /// Where the transport is one-sided, parameters and gradients lie in memory that peers can read. Who moves the bytes is
 /// not known here.
@@ -55,13 +58,14 @@ class ShardStore {
   Extent extent(Role role) const;
   /// From here on each unit that trains has these states, zeroed, in one piece of `memory`, which outlives the store.
   /// Those of an optimizer before are gone. On a device nothing may be using them. \throws OutOfMemory
-  void hold_states(std::span<const Role> states, MemoryResource& memory);
+  void hold_states(std::span<const Role> states, MemoryResource& memory, StateForm form = StateForm::fp32);
+  StateForm state_form() const { return state_form_; }
   /// False for the gradients and states of a unit that does not train, for the master of an fp32 one, and for states
   /// that no optimizer asked for.
   bool holds(std::size_t unit, Role role) const;
   /// Of the gradient in the store.
   DType gradient_dtype(std::size_t unit) const;
-  /// Bytes of an element.
+  /// Bytes of an element; of a quantized state those of its code.
   std::size_t width(std::size_t unit, Role role) const;
   /// What this rank holds: width() times shard_numel() where the extent is a shard, else times numel().
   std::span<std::byte> bytes_of(std::size_t unit, Role role) const;
@@ -70,6 +74,11 @@ class ShardStore {
 
   /// What of `range` of the flat unit this rank holds.
   std::span<std::byte> held_bytes(std::size_t unit, Role role, Range range) const;
+
+  /// Of a quantized state, at their scale_slot()s: the scales of all blocks that this rank holds.
+  std::span<float> scales(std::size_t unit, Role role) const;
+  /// Those of the blocks of a part of a shard.
+  std::span<float> scales(std::size_t unit, Role role, const Segment& segment) const;
 
   /// The shard of `owner` where this rank can read it; one-sided transports, param and grad only.
   std::span<const std::byte> peer(std::size_t unit, Role role, int owner) const;
@@ -108,6 +117,7 @@ class ShardStore {
     PeerMemory peers;                 ///< this rank's part of shared memory, or
     std::shared_ptr<std::byte> lent;  ///< transient memory, or a part of that of all states
     std::size_t bytes = 0;
+    std::span<float> scales{};  ///< of a quantized state: a part of that too
     std::byte* data(int rank) const {
       if (peers.base) return peers.part(rank);
       return lent ? lent.get() : buffer.data();
@@ -115,6 +125,7 @@ class ShardStore {
   };
 
   Block take(std::size_t unit, Role role, Communicator& communicator, MemoryResource& memory) const;
+  std::size_t scale_count(std::size_t unit) const;
   const Block& at(std::size_t unit, Role role) const;
   /// Where the shard of `rank` begins in the whole unit, in bytes.
   std::size_t start_of(std::size_t unit, Role role, int rank) const;
@@ -127,6 +138,7 @@ class ShardStore {
   int rank_;
   int world_size_;
   std::vector<Role> states_;
+  StateForm state_form_ = StateForm::fp32;
   std::vector<std::array<Block, all_roles.size()>> blocks_;
 };
 

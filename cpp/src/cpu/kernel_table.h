@@ -32,11 +32,17 @@ struct Fp16 {
 };
 
 /// The arrays of one update(): `master` is what the table's entry says, or nothing.
-struct UpdateArrays {
+struct WeightArrays {
   void* param;
   void* master;
   const float* grad;
+};
+struct UpdateArrays : WeightArrays {
   float* states[max_states];
+};
+struct QuantizedArrays : WeightArrays {
+  std::uint8_t* codes[max_states];
+  float* scales[max_states];
 };
 
 /// One kernel, by where the masters are.
@@ -53,6 +59,12 @@ template <typename R>
 struct Updates {
   using Update = void (*)(const typename R::Scalars& scalars, float grad_scale, const UpdateArrays& arrays,
                           std::size_t count);
+  Forms<Update> update;
+};
+template <Quantized R>
+struct Updates<R> {
+  using Update = void (*)(const typename R::Scalars& scalars, float grad_scale, const QuantizedArrays& arrays,
+                          std::size_t count);  ///< at most quantization_block elements
   Forms<Update> update;
 };
 template <Normed R>

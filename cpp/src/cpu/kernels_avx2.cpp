@@ -15,8 +15,16 @@ struct Halves {
   void store(std::uint16_t* to) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value); }
 };
 
+struct Bytes {
+  __m128i value;
+
+  static Bytes load(const void* from) { return {_mm_loadu_si128(static_cast<const __m128i*>(from))}; }
+  void store(void* to) const { _mm_storeu_si128(static_cast<__m128i*>(to), value); }
+};
+
 struct Floats {
   using Halves = cpu::Halves;
+  using Bytes = cpu::Bytes;
   __m256 low, high;
 
   static Floats all(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
@@ -47,6 +55,8 @@ Floats operator-(Floats a, Floats b) { return {_mm256_sub_ps(a.low, b.low), _mm2
 Floats operator*(Floats a, Floats b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
 Floats operator/(Floats a, Floats b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
 Floats sqrt(Floats a) { return {_mm256_sqrt_ps(a.low), _mm256_sqrt_ps(a.high)}; }
+Floats lesser(Floats a, Floats b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
+Floats greater(Floats a, Floats b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
 
 __m256 sign(__m256 a) {
   const __m256 zero = _mm256_setzero_ps(), one = _mm256_set1_ps(1);
@@ -101,6 +111,23 @@ Floats widened(Fp16, Halves halves) {
 Halves rounded(Fp16, Floats values) {
   return {_mm256_set_m128i(_mm256_cvtps_ph(values.high, _MM_FROUND_TO_NEAREST_INT),
                            _mm256_cvtps_ph(values.low, _MM_FROUND_TO_NEAREST_INT))};
+}
+
+Floats widened(std::int8_t, Bytes bytes) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes.value)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes.value, 8)))};
+}
+Floats widened(std::uint8_t, Bytes bytes) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes.value)),
+          _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes.value, 8)))};
+}
+
+Bytes cut_off(Floats values) {
+  const __m256i lowest_8 = _mm256_set1_epi32(0xFF);
+  const __m256i low = _mm256_and_si256(_mm256_cvttps_epi32(values.low), lowest_8);
+  const __m256i high = _mm256_and_si256(_mm256_cvttps_epi32(values.high), lowest_8);
+  const __m256i pairs = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0b11011000);
+  return {_mm_packus_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1))};
 }
 
 Floats join(Halves high, Halves low) {

@@ -18,8 +18,16 @@ struct Halves {
   void store(std::uint16_t* to) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value); }
 };
 
+struct Bytes {
+  __m128i value;
+
+  static Bytes load(const void* from) { return {_mm_loadu_si128(static_cast<const __m128i*>(from))}; }
+  void store(void* to) const { _mm_storeu_si128(static_cast<__m128i*>(to), value); }
+};
+
 struct Floats {
   using Halves = cpu::Halves;
+  using Bytes = cpu::Bytes;
   __m512 value;
 
   static Floats all(float value) { return {_mm512_set1_ps(value)}; }
@@ -38,6 +46,8 @@ Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.value, b.value)};
 Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.value, b.value)}; }
 Floats operator/(Floats a, Floats b) { return {_mm512_div_ps(a.value, b.value)}; }
 Floats sqrt(Floats a) { return {_mm512_sqrt_ps(a.value)}; }
+Floats lesser(Floats a, Floats b) { return {_mm512_min_ps(a.value, b.value)}; }
+Floats greater(Floats a, Floats b) { return {_mm512_max_ps(a.value, b.value)}; }
 Floats sign(Floats a) {
   const __m512 zero = _mm512_setzero_ps(), one = _mm512_set1_ps(1);
   const __m512 above = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.value, zero, _CMP_GT_OQ), one);
@@ -64,6 +74,10 @@ Halves rounded(Bf16, Floats values) {
 
 Floats widened(Fp16, Halves halves) { return {_mm512_cvtph_ps(halves.value)}; }
 Halves rounded(Fp16, Floats values) { return {_mm512_cvtps_ph(values.value, _MM_FROUND_TO_NEAREST_INT)}; }
+
+Floats widened(std::int8_t, Bytes bytes) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes.value))}; }
+Floats widened(std::uint8_t, Bytes bytes) { return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes.value))}; }
+Bytes cut_off(Floats values) { return {_mm512_cvtepi32_epi8(_mm512_cvttps_epi32(values.value))}; }
 
 Floats join(Halves high, Halves low) {
   const __m512i below = bits_of(low);

@@ -1,8 +1,10 @@
 /// \file
 /// Every kernel, once, over 16 lanes. The file that includes it defines what 16 lanes are on its instruction set:
-///   Floats   16 fp32 numbers: all, load, store, load_first, store_first, store_past_cache, fence, + - * /, sqrt, sign
+///   Floats   16 fp32 numbers: all, load, store, load_first, store_first, store_past_cache, fence, + - * /, sqrt, sign,
+///            lesser, greater
 ///   Halves   16 patterns of 16 bits: load, store; widened(Bf16 or Fp16, Halves), rounded(Bf16 or Fp16, Floats);
 ///            join(high, low) and split(Floats), which are those of split_master.h
+///   Bytes    16 of 8 bits: load, store; widened(std::int8_t or std::uint8_t, Bytes), cut_off(Floats)
 ///   Squares  16 fp64 sums of squares and the count of non-finite numbers seen: add, lanes
 /// Lane i of a block always meets elements i, i + 16, ...; with IEEE arithmetic and no contraction (-ffp-contract=off)
 /// the bits are then the same everywhere. Floats must have internal linkage, and no inline function of the standard
@@ -16,67 +18,10 @@
 #include <variant>
 
 #include "cpu/kernel_table.h"
+#include "cpu/lanes.h"
+#include "cpu/quantized_body.h"
 
 namespace aliquot::cpu {
-
-inline constexpr std::size_t lane_count = 16;
-
-/// Elements that are neither loaded nor stored as they lie there.
-template <typename T>
-concept Rounded = requires(T element) { element.bits; };
-
-/// 16 elements, `begin` elements into any array.
-template <typename Floats>
-struct Whole {
-  using Halves = typename Floats::Halves;
-  std::size_t begin;
-  Floats load(const float* array) const { return Floats::load(array + begin); }
-  void store(Floats value, float* array) const { value.store(array + begin); }
-  Halves load_bits(const std::uint16_t* array) const { return Halves::load(array + begin); }
-  void store_bits(Halves value, std::uint16_t* array) const { value.store(array + begin); }
-  template <Rounded T>
-  Floats load(const T* array) const {
-    return widened(T{}, load_bits(&array->bits));
-  }
-  template <Rounded T>
-  void store(Floats value, T* array) const {
-    store_bits(rounded(T{}, value), &array->bits);
-  }
-};
-
-/// The same, with stores that bypass the cache; arrays stored to are aligned to 64 bytes.
-template <typename Floats>
-struct WholePastCache : Whole<Floats> {
-  void store(Floats value, float* array) const { value.store_past_cache(array + this->begin); }
-};
-
-/// The last 1 to 15 elements; the lanes beyond them are loaded as zeros and not stored.
-template <typename Floats>
-struct Rest {
-  using Halves = typename Floats::Halves;
-  std::size_t begin;
-  std::size_t count;
-  Floats load(const float* array) const { return Floats::load_first(array + begin, count); }
-  void store(Floats value, float* array) const { value.store_first(array + begin, count); }
-  Halves load_bits(const std::uint16_t* array) const {
-    std::uint16_t padded[lane_count] = {};
-    for (std::size_t i = 0; i < count; ++i) padded[i] = array[begin + i];
-    return Halves::load(padded);
-  }
-  void store_bits(Halves value, std::uint16_t* array) const {
-    std::uint16_t padded[lane_count];
-    value.store(padded);
-    for (std::size_t i = 0; i < count; ++i) array[begin + i] = padded[i];
-  }
-  template <Rounded T>
-  Floats load(const T* array) const {
-    return widened(T{}, load_bits(&array->bits));
-  }
-  template <Rounded T>
-  void store(Floats value, T* array) const {
-    store_bits(rounded(T{}, value), &array->bits);
-  }
-};
 
 /// The masters of each form: load() gives fp32 values, store() writes them and, where that is another array, the
 /// parameter.
@@ -107,12 +52,6 @@ struct InTwoHalves {
     at.store_bits(halves.low, low);
   }
 };
-
-template <typename Floats, template <typename> class Each = Whole, typename Body>
-void for_lanes(std::size_t begin, std::size_t end, const Body& body) {
-  for (; end - begin >= lane_count; begin += lane_count) body(Each<Floats>{begin});
-  if (begin < end) body(Rest<Floats>{begin, end - begin});
-}
 
 template <typename Squares>
 GradStatistics total(const Squares& squares) {
@@ -185,12 +124,12 @@ struct Kernels {
   }
 
   // The masters that the kernel at a place of Forms finds.
-  static ParamItself find(const UpdateArrays& a, const ParamItself*) { return {static_cast<float*>(a.param)}; }
+  static ParamItself find(const WeightArrays& a, const ParamItself*) { return {static_cast<float*>(a.param)}; }
   template <typename Param>
-  static BesideParam<Param> find(const UpdateArrays& a, const BesideParam<Param>*) {
+  static BesideParam<Param> find(const WeightArrays& a, const BesideParam<Param>*) {
     return {static_cast<Param*>(a.param), static_cast<float*>(a.master)};
   }
-  static InTwoHalves find(const UpdateArrays& a, const InTwoHalves*) {
+  static InTwoHalves find(const WeightArrays& a, const InTwoHalves*) {
     return {static_cast<std::uint16_t*>(a.param), static_cast<std::uint16_t*>(a.master)};
   }
 
@@ -220,6 +159,13 @@ struct Kernels {
       store_states<R>(at, states, arrays);
       masters.store(at, p);
     });
+  }
+
+  template <typename R, typename Masters>
+  static void update_block(const typename R::Scalars& scalars, float grad_scale, const QuantizedArrays& arrays,
+                           std::size_t count) {
+    const Masters masters = find(arrays, static_cast<const Masters*>(nullptr));
+    QuantizedBlock<R, Floats>::update(scalars, grad_scale, masters, arrays, count);
   }
 
   template <typename R, typename Masters>
@@ -256,6 +202,9 @@ struct Kernels {
     if constexpr (Normed<R>) {
       return {{take<R, ParamItself>, take<R, Bf16Beside>, take<R, Fp16Beside>, take<R, InTwoHalves>},
               {move<R, ParamItself>, move<R, Bf16Beside>, move<R, Fp16Beside>, move<R, InTwoHalves>}};
+    } else if constexpr (Quantized<R>) {
+      return {{update_block<R, ParamItself>, update_block<R, Bf16Beside>, update_block<R, Fp16Beside>,
+               update_block<R, InTwoHalves>}};
     } else {
       return {{update<R, ParamItself>, update<R, Bf16Beside>, update<R, Fp16Beside>, update<R, InTwoHalves>}};
     }

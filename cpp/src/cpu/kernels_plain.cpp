@@ -20,8 +20,20 @@ struct Halves {
   void store(std::uint16_t* to) const { std::memcpy(to, lane, sizeof lane); }
 };
 
+struct Bytes {
+  std::uint8_t lane[lane_count];
+
+  static Bytes load(const void* from) {
+    Bytes result;
+    std::memcpy(result.lane, from, sizeof result.lane);
+    return result;
+  }
+  void store(void* to) const { std::memcpy(to, lane, sizeof lane); }
+};
+
 struct Floats {
   using Halves = cpu::Halves;
+  using Bytes = cpu::Bytes;
   float lane[lane_count];
 
   static Floats all(float value) {
@@ -69,6 +81,12 @@ Floats sqrt(const Floats& a) {
 }
 Floats sign(const Floats& a) {
   return lane_by_lane(a, a, [](float x, float) { return aliquot::sign(x); });
+}
+Floats lesser(const Floats& a, const Floats& b) {
+  return lane_by_lane(a, b, [](float x, float y) { return aliquot::lesser(x, y); });
+}
+Floats greater(const Floats& a, const Floats& b) {
+  return lane_by_lane(a, b, [](float x, float y) { return aliquot::greater(x, y); });
 }
 
 float widened(Bf16 element) { return std::bit_cast<float>(std::uint32_t{element.bits} << 16); }
@@ -121,6 +139,21 @@ template <Rounded T>
 Halves rounded(T element, const Floats& values) {
   Halves result;
   for (std::size_t i = 0; i < lane_count; ++i) result.lane[i] = rounded(element, values.lane[i]);
+  return result;
+}
+
+template <Code T>
+Floats widened(T, const Bytes& bytes) {
+  Floats result;
+  for (std::size_t i = 0; i < lane_count; ++i) result.lane[i] = static_cast<T>(bytes.lane[i]);
+  return result;
+}
+
+Bytes cut_off(const Floats& values) {
+  Bytes result;
+  for (std::size_t i = 0; i < lane_count; ++i) {
+    result.lane[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(values.lane[i]));
+  }
   return result;
 }
 
