@@ -125,6 +125,11 @@ struct Whole {
     return *reinterpret_cast<const ushort4*>(array + begin);
   }
   __device__ void store_bits(ushort4 v, std::uint16_t* array) const { *reinterpret_cast<ushort4*>(array + begin) = v; }
+  /// The same of 8 bits.
+  __device__ uchar4 load_codes(const std::uint8_t* array) const {
+    return *reinterpret_cast<const uchar4*>(array + begin);
+  }
+  __device__ void store_codes(uchar4 v, std::uint8_t* array) const { *reinterpret_cast<uchar4*>(array + begin) = v; }
 
  private:
   template <typename T>
@@ -161,6 +166,17 @@ struct Part {
   }
   __device__ void store_bits(ushort4 v, std::uint16_t* array) const {
     const std::uint16_t values[] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (unsigned i = 0; i < 4; ++i) {
+      if (i < count) array[begin + i] = values[i];
+    }
+  }
+  __device__ uchar4 load_codes(const std::uint8_t* array) const {
+    const auto at = [&](unsigned i) { return i < count ? array[begin + i] : std::uint8_t{0}; };
+    return make_uchar4(at(0), at(1), at(2), at(3));
+  }
+  __device__ void store_codes(uchar4 v, std::uint8_t* array) const {
+    const std::uint8_t values[] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (unsigned i = 0; i < 4; ++i) {
       if (i < count) array[begin + i] = values[i];

@@ -7,6 +7,7 @@
 #include "cuda/launch.h"
 #include "cuda/masters.h"
 #include "cuda/quads.h"
+#include "cuda/update_quantized.h"
 
 namespace aliquot::cuda {
 namespace {
@@ -68,9 +69,11 @@ void launch_update(const UnitUpdate& unit, Stream stream) {
 
 void update(const Rule& rule, const UnitUpdate& unit, Stream stream) {
   std::visit(
-      [&]<typename R>(const R&) {
+      [&]<typename R>(const R& one) {
         if constexpr (Normed<R>) {
           throw InvalidArgument("update: " + std::string(R::name) + " takes two passes");
+        } else if constexpr (Quantized<R>) {
+          update_quantized(one, unit, stream);
         } else {
           launch_update<R>(unit, stream);
         }

@@ -11,9 +11,10 @@ import torch
 
 from aliquot import _core
 from aliquot._core import Error, InvalidArgument
+from aliquot.checkpoint.parts import Plain, Quantized
 from aliquot.places import Place
 from aliquot.sharded_optimizer import ShardedOptimizer
-from aliquot.states import Scalars, State, steps_of
+from aliquot.states import QuantizedState, Scalars, State, steps_of
 
 NO_GROUP = -1
 
@@ -73,11 +74,14 @@ class FusedOptimizer(ShardedOptimizer):
         """On a device the result may be of an earlier step than the last: the host does not wait."""
         return result.skipped_in_a_row if self.model.engine.device_state() else super()._skips_in_a_row(result)
 
-    def states(self) -> Iterator[State]:
+    def states(self) -> Iterator[State | QuantizedState]:
         """The moments, of what this rank saves."""
         self.require_current()
-        for place, begin, role, value in self._moments(self.model.engine.parts_to_save):
-            yield State(role, place, begin, value)
+        for place, begin, role, memory in self._moments(self.model.engine.states_to_save):
+            if isinstance(memory, Quantized):
+                yield QuantizedState(role, place, begin, memory)
+            else:
+                yield State(role, place, begin, memory.elements)
 
     def scalars(self) -> Scalars:
         """How often each parameter was stepped."""
@@ -87,31 +91,39 @@ class FusedOptimizer(ShardedOptimizer):
     def prepare(self, states: Iterable[State], scalars: Scalars) -> Callable[[], None]:
         """See ShardedOptimizer."""
         self.require_current()
-        given = {(state.name, state.place, state.begin): state.value for state in states}
+        given = {(state.name, state.place): state for state in states}
         steps = self.model.engine.param_steps(self.model.stream())
         for place in self.places():
             steps[place.unit.index][place.index] = steps_of(scalars, place)
 
         def put() -> None:
-            for place, begin, role, value in self._moments(self.model.engine.parts_to_load):
-                if (given_value := given.get((role, place, begin))) is not None:
-                    value.copy_(given_value)
+            for place, begin, role, memory in self._moments(self.model.engine.states_to_load):
+                if (state := given.get((role, place))) is not None:
+                    first = begin - state.begin
+                    memory.take(state.value[first : first + memory.numel()])
                 else:
-                    value.zero_()
+                    memory.take(torch.zeros(memory.numel(), device="cpu"))
             self.model.engine.set_param_steps(steps, self.model.stream())
 
         return put
 
     def _moments(
-        self, parts_of: Callable[[int, str], list[tuple[int, int, int, int]]]
-    ) -> Iterator[tuple[Place, int, str, torch.Tensor]]:
-        """Place, first element, role and values of the parts that the engine names."""
+        self, parts_of: Callable[[int, str], list[tuple[int, int, int, int, int]]]
+    ) -> Iterator[tuple[Place, int, str, Plain | Quantized]]:
+        """Place, first element, role and memory of the parts that the engine names."""
         places = set(self.places())
         for unit in self.model.units:
             for role in sorted(self.state_names or ()) if unit.trainable else ():
-                for index, begin, numel, address in parts_of(unit.index, role):
+                for index, begin, numel, address, scales in parts_of(unit.index, role):
                     if (place := unit.places[index]) in places:
-                        yield place, begin, role, self.model.tensor_at(address, (numel,), torch.float32)
+                        yield place, begin, role, self._memory(role, numel, address, scales)
+
+    def _memory(self, role: str, numel: int, address: int, scales: int) -> Plain | Quantized:
+        if not scales:
+            return Plain(self.model.tensor_at(address, (numel,), torch.float32))
+        blocks = -(-numel // _core.quantization_block)
+        codes = self.model.tensor_at(address, (numel,), torch.uint8)
+        return Quantized(role, codes, self.model.tensor_at(scales, (blocks,), torch.float32))
 
     def _grouping(self) -> list[list[int]]:
         grouping = [[NO_GROUP] * len(unit.params) for unit in self.model.units]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from torch import nn
 
@@ -17,7 +18,8 @@ class AdamW(FusedOptimizer):
 
     `params`: the model's parameters or groups of them, as in torch; all by default. Groups may differ in every
     hyperparameter. `max_grad_norm`: clips by the global norm within the step. `max_skipped`: an error after so
-    many steps in a row whose gradients were not finite; each such step changes nothing, on any rank.
+    many steps in a row whose gradients were not finite; each such step changes nothing, on any rank. `moment_bits=8`:
+    block-wise 8-bit moments (https://arxiv.org/abs/2110.02861), 2 bytes a parameter instead of 8; see docs/numerics.md.
     """
 
     def __init__(
@@ -33,15 +35,24 @@ class AdamW(FusedOptimizer):
         params: Params | None = None,
         max_grad_norm: float | None = None,
         max_skipped: int = 20,
+        moment_bits: Literal[8, 32] = 32,
     ) -> None:
+        if moment_bits not in (8, 32):
+            raise InvalidArgument(f"{type(self).__name__}: moment_bits is {moment_bits!r}; it is 8 or 32")
+        self.moment_bits = moment_bits
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
             "maximize": maximize,
         }  # fmt: skip
         super().__init__(model, params, defaults, max_grad_norm, max_skipped)
 
+    def _description(self, groups: list[dict[str, Any]]) -> Iterator[str]:
+        yield f"moments of {self.moment_bits} bits"
+        yield from super()._description(groups)
+
     def _rule(self, group: dict[str, Any]) -> _core.Rule:
-        return _core.AdamW(*_adam(group))
+        rule = _core.AdamW8bit if self.moment_bits == 8 else _core.AdamW
+        return rule(*_adam(group))
 
 
 class Adam(AdamW):

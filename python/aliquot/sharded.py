@@ -120,7 +120,8 @@ class ShardedModel:
 
     def tensor_at(self, address: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor over memory of the engine."""
-        return torch.utils.dlpack.from_dlpack(_core.view(address, list(shape), self.engine, NAMES[dtype], self.device))
+        name = "uint8" if dtype is torch.uint8 else NAMES[dtype]
+        return torch.utils.dlpack.from_dlpack(_core.view(address, list(shape), self.engine, name, self.device))
 
     def stream(self) -> int:
         """The handle of the stream that torch works on now; 0 on a CPU."""

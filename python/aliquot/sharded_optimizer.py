@@ -17,7 +17,7 @@ from aliquot.agreement import require_agreement
 from aliquot.passes import require_finished
 from aliquot.places import Place
 from aliquot.sharded import ShardedModel, sharded
-from aliquot.states import Scalars, State
+from aliquot.states import QuantizedState, Scalars, State
 from aliquot.tensors import TENSORS
 
 logger = logging.getLogger("aliquot")
@@ -70,7 +70,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         return type(self).__name__
 
     @abstractmethod
-    def states(self) -> Iterator[State]:
+    def states(self) -> Iterator[State | QuantizedState]:
         """What this rank holds of the states that are tensors, where they are."""
 
     @abstractmethod

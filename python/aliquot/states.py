@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from aliquot._core import CheckpointError
+from aliquot.checkpoint.parts import Quantized
 from aliquot.places import Place
 
 Scalars = Mapping[str, Mapping[str, Any]]
@@ -33,3 +34,13 @@ class State:
     """Of the parameter's numbers in the store, where it starts."""
     value: torch.Tensor
     """Flat."""
+
+
+@dataclass(frozen=True)
+class QuantizedState:
+    """One that is kept in 8 bits: the same, of what this rank saves."""
+
+    name: str
+    place: Place
+    begin: int
+    value: Quantized

@@ -38,5 +38,6 @@ struct DLManagedTensor {
 
 inline constexpr std::int32_t dl_cpu = 1;
 inline constexpr std::int32_t dl_cuda = 2;
+inline constexpr std::uint8_t dl_uint = 1;
 inline constexpr std::uint8_t dl_float = 2;
 inline constexpr std::uint8_t dl_bfloat = 4;

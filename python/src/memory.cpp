@@ -34,7 +34,8 @@ DLDataType dl_type(const std::string& dtype) {
   if (dtype == "fp32") return {dl_float, 32, 1};
   if (dtype == "bf16") return {dl_bfloat, 16, 1};
   if (dtype == "fp16") return {dl_float, 16, 1};
-  throw InvalidArgument("view: dtype is '" + dtype + "'; it is fp64, fp32, bf16 or fp16");
+  if (dtype == "uint8") return {dl_uint, 8, 1};
+  throw InvalidArgument("view: dtype is '" + dtype + "'; it is fp64, fp32, bf16, fp16 or uint8");
 }
 
 py::object view(std::uintptr_t address, std::vector<std::int64_t> shape, py::object owner, const std::string& dtype,

@@ -114,7 +114,8 @@ struct SignedCodes {
   }
 };
 
-/// Codes of numbers that are not negative: 0 to 255. Only zero becomes zero, for a rule may divide by them.
+/// Codes of numbers that are not negative: 0 to 255. Only zero becomes zero, for a rule divides by their roots: the
+/// nearest value to what is less than half of the smallest one would be zero, and the quotient a leap.
 template <typename F>
 struct UnsignedCodes {
   using Code = std::uint8_t;
@@ -123,8 +124,8 @@ struct UnsignedCodes {
   static constexpr F decoded(F code, float scale) { return value_at(code * 0.5F + 0.75F, Decades()) * scale; }
   /// To be cut off to the code.
   static constexpr F encoded(F number, float inverse) {
-    const F doubled = position_of(number * inverse, Decades()) * 2.0F;
-    return greater(doubled + -1.0F, sign(number));
+    const F value = number * inverse;
+    return greater(position_of(value, Decades()) * 2.0F + -1.0F, sign(value));
   }
 };
 

@@ -15,6 +15,7 @@ from aliquot.places import Place
 from aliquot.scaler import GradScaler
 from aliquot.sharded import ShardedModel
 from aliquot.sharded_optimizer import ShardedOptimizer
+from aliquot.states import QuantizedState, State
 from aliquot.tensors import TENSORS
 from aliquot.unit import Unit
 from aliquot.values import names_of_tensors
@@ -112,8 +113,14 @@ def states_to_save(number: int, optimizer: ShardedOptimizer) -> Iterator[Part]:
         begin, end = max(first, state.begin), min(last, state.begin + state.value.numel())
         if begin < end:
             key = state_key(number, state.name, state.place.name)
-            value = state.value[begin - state.begin : end - state.begin]
-            yield Part(key, value.dtype, state_shape(state.place), begin, end, Plain(value))
+            dtype, memory = state.value.dtype, _state_memory(state, begin, end)
+            yield Part(key, dtype, state_shape(state.place), begin, end, memory)
+
+
+def _state_memory(state: State | QuantizedState, begin: int, end: int) -> Memory:
+    if isinstance(state, QuantizedState):
+        return state.value
+    return Plain(state.value[begin - state.begin : end - state.begin])
 
 
 def gradients_to_save(model: ShardedModel) -> Iterator[Part]:

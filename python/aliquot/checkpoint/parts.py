@@ -31,6 +31,10 @@ class Plain:
 
     elements: Tensor
 
+    def numel(self) -> int:
+        """How many."""
+        return self.elements.numel()
+
     def copied(self) -> Plain:
         """See Memory."""
         return Plain(_on_host(self.elements))
@@ -69,6 +73,42 @@ class Halves:
         _core.split_masters(masters.data_ptr(), high.data_ptr(), low.data_ptr(), masters.numel())
         self.high.copy_(high)
         self.low.copy_(low)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """fp32 numbers of a state as codes of 8 bits and scales of their blocks (quantization.h), from a block's start on.
+
+    Its own `values` leave the same codes and scales when they are taken again.
+    """
+
+    role: str
+    codes: Tensor
+    scales: Tensor
+    dtype = torch.float32
+
+    def numel(self) -> int:
+        """How many numbers."""
+        return self.codes.numel()
+
+    def copied(self) -> Quantized:
+        """See Memory."""
+        return Quantized(self.role, _on_host(self.codes), _on_host(self.scales))
+
+    def values(self) -> Tensor:
+        """See Memory."""
+        codes, scales = self.codes.cpu(), self.scales.cpu()
+        numbers = torch.empty(codes.numel(), dtype=torch.float32, device="cpu")
+        _core.dequantize(self.role, codes.data_ptr(), scales.data_ptr(), numbers.data_ptr(), numbers.numel())
+        return numbers
+
+    def take(self, values: Tensor) -> None:
+        """See Memory. Rounds to what the codes can say."""
+        numbers = values.float().contiguous()
+        codes, scales = (torch.empty_like(tensor, device="cpu") for tensor in (self.codes, self.scales))
+        _core.quantize(self.role, numbers.data_ptr(), codes.data_ptr(), scales.data_ptr(), numbers.numel())
+        self.codes.copy_(codes)
+        self.scales.copy_(scales)
 
 
 @dataclass(frozen=True)
