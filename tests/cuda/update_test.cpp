@@ -4,40 +4,15 @@
 
 #include "aliquot/device_kernels.h"
 #include "aliquot/kernels.h"
-#include "aliquot/split_master.h"
 #include "tests/cpp/rules.h"
 #include "tests/cuda/device_test.h"
+#include "tests/cuda/update_forms.h"
 
 namespace aliquot::test {
 namespace {
 
 using cuda::Chunk;
-using cuda::ParamScalars;
 using cuda::StepState;
-
-struct Form {
-  DType dtype;
-  Master master;
-  DType grad = DType::fp32;
-};
-
-/// Parameter 2 has no gradient, parameter 5 no group.
-const std::vector<std::size_t> numels{5, 16, 4000, 0, 10'001, 77, 1, 30'000, 3, 8192, 4097};
-constexpr float grad_scale = 0.75F;
-
-bool is_stepped(std::size_t param) { return param != 2 && param != 5; }
-
-ParamStep param_step(std::size_t param, int step) { return {step + static_cast<int>(param), grad_scale}; }
-
-/// As finish_report writes them.
-template <typename R>
-std::vector<ParamScalars<R>> all_scalars(const R& rule, int step) {
-  std::vector<ParamScalars<R>> scalars(numels.size());
-  for (std::size_t param = 0; param < numels.size(); ++param) {
-    if (is_stepped(param)) scalars[param] = {1, rule.scalars(param_step(param, step).number)};
-  }
-  return scalars;
-}
 
 /// What one rank holds of a unit, in fp32 on the host.
 struct Arrays {
@@ -74,34 +49,6 @@ void step_on_host(const Rule& rule, Arrays& arrays, const Layout& layout, Range 
   }
 }
 
-std::vector<std::byte> low_halves(const std::vector<float>& masters) {
-  std::vector<std::byte> bytes(masters.size() * 2);
-  for (std::size_t i = 0; i < masters.size(); ++i) {
-    const std::uint16_t low = split_master(masters[i]).low;
-    std::memcpy(&bytes[2 * i], &low, 2);
-  }
-  return bytes;
-}
-
-std::vector<std::byte> high_halves(const std::vector<float>& masters) {
-  std::vector<std::byte> bytes(masters.size() * 2);
-  for (std::size_t i = 0; i < masters.size(); ++i) {
-    const std::uint16_t high = split_master(masters[i]).high;
-    std::memcpy(&bytes[2 * i], &high, 2);
-  }
-  return bytes;
-}
-
-/// What `form` keeps of the masters: the parameter's bytes, then those of the master's array.
-std::pair<std::vector<std::byte>, std::vector<std::byte>> stored(const std::vector<float>& masters, Form form) {
-  switch (form.master) {
-    case Master::none: return {encoded(masters, DType::fp32), {}};
-    case Master::fp32: return {encoded(masters, form.dtype), encoded(masters, DType::fp32)};
-    case Master::low16: return {high_halves(masters), low_halves(masters)};
-  }
-  return {};
-}
-
 std::vector<cuda::ChunkSpan> spans_of(const std::vector<Chunk>& chunks) {
   std::vector<cuda::ChunkSpan> spans(numels.size());
   for (std::uint32_t i = 0; i < chunks.size(); ++i) {
@@ -134,8 +81,6 @@ std::vector<float> step_on_device(const R& rule, const cuda::UnitUpdate& unit, c
 
 class CudaUpdate : public OnDeviceWith<std::tuple<Rule, Form>> {
  protected:
-  CudaUpdate() : layout_(unit(), 3) {}
-
   static const Form& form() { return std::get<Form>(GetParam()); }
 
   /// Steps what rank holds on the device and on the host and compares every byte after every step.
@@ -182,13 +127,7 @@ class CudaUpdate : public OnDeviceWith<std::tuple<Rule, Form>> {
   }
 
  private:
-  static UnitSpec unit() {
-    UnitSpec unit{.name = "unit", .params = {}};
-    for (const std::size_t numel : numels) unit.params.push_back({"param", numel});
-    return unit;
-  }
-
-  Layout layout_;
+  Layout layout_ = update_layout();
 };
 
 TEST_P(CudaUpdate, GivesTheHostsBits) {
@@ -199,20 +138,9 @@ TEST_P(CudaUpdate, TakesAnyAlignment) { expect_steps(1, 1, false); }
 
 TEST_P(CudaUpdate, TouchesNothingInASkippedStep) { expect_steps(1, 0, true); }
 
-constexpr std::array all_forms{Form{DType::fp32, Master::none},
-                               Form{DType::bf16, Master::fp32},
-                               Form{DType::fp16, Master::fp32},
-                               Form{DType::bf16, Master::low16},
-                               Form{DType::fp32, Master::none, DType::bf16},
-                               Form{DType::bf16, Master::fp32, DType::bf16},
-                               Form{DType::fp16, Master::fp32, DType::bf16},
-                               Form{DType::bf16, Master::low16, DType::bf16}};
-
 std::string name_of_case(const testing::TestParamInfo<std::tuple<Rule, Form>>& info) {
   const auto& [rule, form] = info.param;
-  const std::array forms{"_alone", "_with_fp32_master", "_with_low16_master"};
-  return name_of_rule({rule, info.index}) + "_" + std::string(name_of(form.dtype)) +
-         forms[static_cast<std::size_t>(form.master)] + "_" + std::string(name_of(form.grad)) + "_gradient";
+  return name_of_rule({rule, info.index}) + "_" + name_of(form);
 }
 
 INSTANTIATE_TEST_SUITE_P(RulesAndForms, CudaUpdate,
