@@ -37,6 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     training.add_argument("--steps", type=int, default=300)
     training.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     training.add_argument("--warmup", type=int, default=20, help="steps until the peak")
+    training.add_argument("--moment-bits", type=int, default=32, choices=(8, 32), help="of AdamW's moments")
     training.add_argument("--validate-every", type=int, default=50, help="steps between validations")
     training.add_argument("--seed", type=int, default=1)
     sharding = parser.add_argument_group("sharding")
@@ -72,7 +73,9 @@ def training_step(
 def train(
     args: argparse.Namespace, world: aliquot.World, model: nn.Module, text: Tensor, display: Display
 ) -> StopWatch:
-    optimizer = aliquot.AdamW(model, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1, max_grad_norm=1.0)
+    optimizer = aliquot.AdamW(
+        model, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1, max_grad_norm=1.0, moment_bits=args.moment_bits
+    )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_then_cosine(args.warmup, args.steps))
     training_text, validation_text = split(text)
     windows = Windows(training_text, args.batch, args.context, seed=args.seed * 10_007 + world.rank)

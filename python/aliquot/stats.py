@@ -15,7 +15,7 @@ class Stats:
 
     bytes: dict[str, int]
     """Held by role: `param`, `master`, `grad`, and the states of the fused optimizer (`exp_avg`, `momentum_buffer`, and
-    others); `slot`: full units; `outbox`: full gradients on their way to their owners."""
+    others; of 8 bits with their scales); `slot`: full units; `outbox`: full gradients on their way to their owners."""
     times: dict[str, float]
     """Host seconds: `gather` and `reduce` waiting and copying (on a GPU: giving work to streams), `step` in the
     optimizer; `forward` and `backward` in the hooks of modules and of autograd, gathers and reduces included."""

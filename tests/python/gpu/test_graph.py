@@ -26,10 +26,12 @@ WARMUP = 2
 class Training:
     """A language model and its step, captured or not. `factor` multiplies the loss."""
 
-    def __init__(self, stage: int, precision: Any = None, captured: bool = False, lr: float = 3e-3) -> None:
+    def __init__(
+        self, stage: int, precision: Any = None, captured: bool = False, lr: float = 3e-3, moment_bits: Any = 32
+    ) -> None:
         case = Case(LanguageModel, lambda model, turn: turn.normal(1))
         self.model: Any = aliquot.shard(built(case), stage=stage, precision=precision)
-        self.optimizer = aliquot.AdamW(self.model, lr=lr, max_grad_norm=1.0)
+        self.optimizer = aliquot.AdamW(self.model, lr=lr, max_grad_norm=1.0, moment_bits=moment_bits)
         self.scaler = aliquot.GradScaler(self.optimizer, init_scale=2.0**14) if precision == "fp16" else None
         self.train: Callable[[Tensor, Tensor], Tensor] = self.step
         if captured:
@@ -63,8 +65,8 @@ class Training:
         return aliquot.full_state_dict(self.model, all_ranks=True)
 
 
-def compare(rank: int, stage: int, precision: Any, bad: int | None) -> None:
-    eager, captured = Training(stage, precision), Training(stage, precision, captured=True)
+def compare(rank: int, stage: int, precision: Any, bad: int | None, moment_bits: int = 32) -> None:
+    eager, captured = (Training(stage, precision, captured=each, moment_bits=moment_bits) for each in (False, True))
     losses, expected = captured.run(rank, range(STEPS), bad), eager.run(rank, range(STEPS), bad)
     assert torch.equal(torch.stack(losses), torch.stack(expected)), (losses, expected)
     assert_same_bits(captured.weights(), eager.weights())
