@@ -188,6 +188,10 @@ BENCHMARK_CAPTURE(beside_copy, adamw_fp32, update_work<adamw, fp32, Master::none
 BENCHMARK_CAPTURE(beside_copy, adamw_bf16_low16, update_work<adamw, bf16, Master::low16>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, adamw_bf16_low16_bf16grad, update_work<adamw, bf16, Master::low16, bf16>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, adamw_bf16_fp32, update_work<adamw, bf16, Master::fp32>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adamw_8bit_fp32, update_work<adamw_8bit, fp32, Master::none>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adamw_8bit_bf16_low16, update_work<adamw_8bit, bf16, Master::low16>)->Apply(sizes);
+BENCHMARK_CAPTURE(beside_copy, adamw_8bit_bf16_low16_bf16grad, update_work<adamw_8bit, bf16, Master::low16, bf16>)
+    ->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, adam_fp32, update_work<adam, fp32, Master::none>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, adam_bf16_low16, update_work<adam, bf16, Master::low16>)->Apply(sizes);
 BENCHMARK_CAPTURE(beside_copy, adam_bf16_low16_bf16grad, update_work<adam, bf16, Master::low16, bf16>)->Apply(sizes);

@@ -11,6 +11,7 @@
 
 #include "aliquot/device_kernels.h"
 #include "aliquot/kernels.h"
+#include "aliquot/quantization.h"
 #include "aliquot/split_master.h"
 #include "bench/cuda/device_work.h"
 #include "tests/cpp/formats.h"
@@ -19,6 +20,7 @@ namespace aliquot::bench {
 
 inline constexpr ParamStep tenth{.number = 10, .grad_scale = 0.5};
 inline constexpr AdamW adamw{.lr = 1e-3, .beta2 = 0.95, .weight_decay = 0.1};
+inline constexpr AdamW8bit adamw_8bit{{.lr = 1e-3, .beta2 = 0.95, .weight_decay = 0.1}};
 inline constexpr Adam adam{.lr = 1e-3, .beta2 = 0.95, .weight_decay = 0.1};
 inline constexpr Sgd sgd{.lr = 1e-3, .weight_decay = 0.1};
 inline constexpr MomentumSgd momentum_sgd{.lr = 1e-3, .momentum = 0.9, .weight_decay = 0.1, .nesterov = true};
@@ -32,6 +34,12 @@ inline std::vector<float> squares(std::uint32_t seed) {
   return values;
 }
 
+template <typename T>
+std::vector<std::byte> bytes_of(const std::vector<T>& values) {
+  const auto bytes = std::as_bytes(std::span(values));
+  return {bytes.begin(), bytes.end()};
+}
+
 /// The parameter's bytes and those of the other part of the master.
 inline std::pair<std::vector<std::byte>, std::vector<std::byte>> stored(const std::vector<float>& masters, DType dtype,
                                                                         Master form) {
@@ -41,10 +49,6 @@ inline std::pair<std::vector<std::byte>, std::vector<std::byte>> stored(const st
     high.push_back(split_master(master).high);
     low.push_back(split_master(master).low);
   }
-  const auto bytes_of = [](const std::vector<std::uint16_t>& halves) {
-    const auto bytes = std::as_bytes(std::span(halves));
-    return std::vector(bytes.begin(), bytes.end());
-  };
   return {bytes_of(high), bytes_of(low)};
 }
 
@@ -56,6 +60,15 @@ std::vector<std::vector<float>> states_of_period() {
   return states;
 }
 
+/// A state of the first period in 8 bits.
+struct QuantizedPeriod {
+  std::vector<std::uint8_t> codes = std::vector<std::uint8_t>(period);
+  std::vector<float> scales = std::vector<float>(block_count(period));
+
+  QuantizedPeriod(Role role, const std::vector<float>& values) { quantize(role, values, codes.data(), scales.data()); }
+  QuantizedState span() { return {codes, scales}; }
+};
+
 /// A unit of one parameter, and what its first period becomes on the host.
 template <typename R>
 struct Trained {
@@ -65,6 +78,7 @@ struct Trained {
   std::vector<float> masters = test::numbers(period, 1);
   std::vector<float> grads = test::numbers(period, 2, grad_dtype);
   std::vector<std::vector<float>> states = states_of_period<R>();
+  std::vector<QuantizedPeriod> quantized{};         ///< these, where the rule is Quantized
   std::vector<std::shared_ptr<Repeated>> memory{};  ///< of the device
   cuda::UnitUpdate unit{};
 
@@ -76,8 +90,15 @@ struct Trained {
     unit.grad = place(test::encoded(grads, grad_dtype), count, stream);
     unit.grad_dtype = grad_dtype;
     for (std::size_t i = 0; i < states.size(); ++i) {
-      unit.states[i] = static_cast<float*>(place(test::encoded(states[i], DType::fp32), count, stream));
+      if constexpr (Quantized<R>) {
+        const QuantizedPeriod& state = quantized.emplace_back(R::states[i], states[i]);
+        unit.codes[i] = static_cast<std::uint8_t*>(place(bytes_of(state.codes), count, stream));
+        unit.scales[i] = static_cast<float*>(place(bytes_of(state.scales), count, stream));
+      } else {
+        unit.states[i] = static_cast<float*>(place(bytes_of(states[i]), count, stream));
+      }
     }
+    unit.shard_numel = count;
     const std::vector<cuda::Chunk> plan = cuda::chunks_of(Layout({"unit", {{"param", count}}}, 1), {0, count});
     unit.chunks = table(plan, stream);
     unit.chunk_count = plan.size();
@@ -91,13 +112,28 @@ struct Trained {
     for (std::size_t i = 0; i < states.size(); ++i) spans[i] = states[i];
     return spans;
   }
+  void update_on_host(const R& rule) {
+    if constexpr (Quantized<R>) {
+      QuantizedStates spans;
+      for (std::size_t i = 0; i < states.size(); ++i) spans[i] = quantized[i].span();
+      update(rule, tenth, on_host(), grads, spans);
+    } else {
+      update(rule, tenth, on_host(), grads, states_on_host());
+    }
+  }
   /// Whether the device has it too.
   bool is_right() const {
     const auto [param_bytes, master_bytes] = stored(masters, dtype, form);
     bool right = memory[0]->repeats(param_bytes) && (form == Master::none || memory[1]->repeats(master_bytes));
-    const std::size_t first_state = form == Master::none ? 2 : 3;
+    std::size_t next = form == Master::none ? 2 : 3;
+    const auto have = [&](const std::vector<std::byte>& bytes) { right = right && memory[next++]->repeats(bytes); };
     for (std::size_t i = 0; i < states.size(); ++i) {
-      right = right && memory[first_state + i]->repeats(test::encoded(states[i], DType::fp32));
+      if constexpr (Quantized<R>) {
+        have(bytes_of(quantized[i].codes));
+        have(bytes_of(quantized[i].scales));
+      } else {
+        have(bytes_of(states[i]));
+      }
     }
     return right;
   }
@@ -107,11 +143,13 @@ struct Trained {
     return form == Master::fp32 ? 8 + of_param : form == Master::low16 ? 8 : 2 * of_param;
   }
   double grad_bytes() const { return static_cast<double>(size_of(grad_dtype)); }
-  double state_bytes() const { return 4.0 * static_cast<double>(states.size()); }
+  double state_bytes() const {
+    return (Quantized<R> ? 1 + 4.0 / quantization_block : 4.0) * static_cast<double>(states.size());
+  }
 
  private:
   void* place(const std::vector<std::byte>& of_period, std::size_t count, Stream stream) {
-    memory.push_back(std::make_shared<Repeated>(of_period, of_period.size() / period * count, stream));
+    memory.push_back(std::make_shared<Repeated>(of_period, of_period.size() * (count / period), stream));
     return memory.back()->data();
   }
   template <typename T>
@@ -125,7 +163,7 @@ template <const auto& rule, DType dtype, Master form, DType grad_dtype = DType::
 Work update_work(std::size_t count, Stream stream) {
   using R = std::remove_cvref_t<decltype(rule)>;
   const auto trained = std::make_shared<Trained<R>>(rule, dtype, form, grad_dtype, count, stream);
-  update(rule, tenth, trained->on_host(), trained->grads, trained->states_on_host());
+  trained->update_on_host(rule);
   return {trained->master_bytes() + trained->grad_bytes() + 2 * trained->state_bytes(),
           [=] { cuda::update(rule, trained->unit, stream); }, [=] { return trained->is_right(); }};
 }

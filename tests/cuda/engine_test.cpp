@@ -139,12 +139,23 @@ TEST_P(CudaEngine, GivesTheSameBitsWhereUpdatesPassBesideTheForward) {
     hiding.gatherer.poison = true;
     hiding.store.transient = recycled(rank);
     const auto seed = static_cast<unsigned>(rank.communicator.rank());
-    for (const Rule& rule : {Rule(toy_rule), Rule(Lamb{.lr = 1e-2, .weight_decay = 0.1})}) {
+    for (const Rule& rule : {Rule(toy_rule), Rule(Lamb{.lr = 1e-2, .weight_decay = 0.1}), Rule(AdamW8bit{toy_rule})}) {
       const auto expected = train(rank, options(), {}, rule);
       for (const unsigned run : {10U, 20U, 30U}) {
         require(train(rank, hiding, run + seed, rule) == expected, std::string(name_of(rule)) + ": other bits");
       }
     }
+  };
+  expect_success(run_on_gpus(world_size(), body, patience, transport()));
+}
+
+TEST_P(CudaEngine, GivesTheBitsOfStage0WithStatesInBlocks) {
+  const auto body = [](GpuRank& rank) {
+    EngineOptions whole = options();
+    whole.stage = Stage(0);
+    const Rule rule = AdamW8bit{toy_rule};
+    require(train(rank, options(), {}, rule) == train(rank, whole, {}, rule), "other bits");
+    require(train(rank, options(), {}, rule) != train(rank, options(), {}), "states of fp32");
   };
   expect_success(run_on_gpus(world_size(), body, patience, transport()));
 }

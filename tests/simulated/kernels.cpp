@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "aliquot/quantization.h"
 #include "aliquot/split_master.h"
 #include "tests/cuda/busy.h"
 #include "tests/simulated/streams.h"
@@ -104,6 +105,29 @@ void update_all(const cuda::UnitUpdate& unit) {
     for (std::size_t i = 0; i < chunk.count; ++i) {
       with_states<R>(unit, chunk.begin + i,
                      [&](auto&... states) { R::update(scalars, masters.values[i], gradients[i], states...); });
+    }
+  });
+}
+
+/// A chunk begins where a block does, and its states are decoded, updated and encoded as a whole.
+template <Quantized R>
+void update_all(const cuda::UnitUpdate& unit) {
+  for_stepped<R>(unit, [&](const typename R::Scalars& scalars, const cuda::Chunk& chunk, std::size_t) {
+    Masters masters(unit.weights, chunk);
+    const std::vector<float> gradients = gradients_of(unit, chunk);
+    const std::size_t slot = scale_slot(chunk.begin, chunk.param, unit.shard_numel);
+    std::vector<float> states[R::states.size()];
+    cuda::UnitUpdate decoded = unit;
+    for (std::size_t s = 0; s < R::states.size(); ++s) {
+      states[s].resize(chunk.count);
+      dequantize(R::states[s], unit.codes[s] + chunk.begin, unit.scales[s] + slot, states[s]);
+      decoded.states[s] = states[s].data();
+    }
+    for (std::size_t i = 0; i < chunk.count; ++i) {
+      with_states<R>(decoded, i, [&](auto&... of) { R::update(scalars, masters.values[i], gradients[i], of...); });
+    }
+    for (std::size_t s = 0; s < R::states.size(); ++s) {
+      quantize(R::states[s], states[s], unit.codes[s] + chunk.begin, unit.scales[s] + slot);
     }
   });
 }
