@@ -20,9 +20,11 @@ Weights weights_of(const ShardStore& store, std::size_t unit, Range range) {
   return weights;
 }
 
-States states_in(const ShardStore& store, std::size_t unit, std::span<const Role> roles, Range range) {
+using AnyStates = std::variant<States, QuantizedStates>;
+
+States fp32_states(const ShardStore& store, std::size_t unit, std::span<const Role> roles, const Segment& segment) {
   States states;
-  for (std::size_t i = 0; i < roles.size(); ++i) states[i] = store.held_part(unit, roles[i], range);
+  for (std::size_t i = 0; i < roles.size(); ++i) states[i] = store.held_part(unit, roles[i], segment.range);
   return states;
 }
 
@@ -36,6 +38,11 @@ QuantizedStates quantized_states(const ShardStore& store, std::size_t unit, std:
   return states;
 }
 
+AnyStates states_in(const ShardStore& store, std::size_t unit, std::span<const Role> roles, const Segment& segment) {
+  if (store.state_form() == StateForm::quantized) return quantized_states(store, unit, roles, segment);
+  return fp32_states(store, unit, roles, segment);
+}
+
 }  // namespace
 
 /// A part of a parameter that this rank steps: what lies in the shard of `owner`.
@@ -47,7 +54,7 @@ struct Optimizer::Piece {
   std::int64_t step;
   Weights weights;
   std::span<const float> grad;
-  std::variant<States, QuantizedStates> states{};
+  AnyStates states;
 };
 
 Optimizer::Optimizer(ShardStore& store, Communicator& communicator, MemoryResource& memory, Grouping grouping,
@@ -128,19 +135,8 @@ void Optimizer::visit_shard(int owner, std::size_t unit, std::span<const Rule> r
     const std::size_t param = segment.param;
     if (!steps_param(unit, param, present)) continue;
     const Rule& rule = rules[static_cast<std::size_t>(grouping_[unit][param])];
-    Piece piece{owner,
-                unit,
-                param,
-                rule,
-                steps_[unit][param],
-                weights_of(store_, unit, segment.range),
-                store_.held_part(unit, Role::grad, segment.range)};
-    if (is_quantized(rule_)) {
-      piece.states = quantized_states(store_, unit, states_of(rule_), segment);
-    } else {
-      piece.states = states_in(store_, unit, states_of(rule_), segment.range);
-    }
-    visit(piece);
+    visit(Piece{owner, unit, param, rule, steps_[unit][param], weights_of(store_, unit, segment.range),
+                store_.held_part(unit, Role::grad, segment.range), states_in(store_, unit, states_of(rule_), segment)});
   }
 }
 

@@ -117,7 +117,7 @@ class ShardStore {
     PeerMemory peers;                 ///< this rank's part of shared memory, or
     std::shared_ptr<std::byte> lent;  ///< transient memory, or a part of that of all states
     std::size_t bytes = 0;
-    std::span<float> scales{};  ///< of a quantized state: a part of that too
+    std::span<float> scales;  ///< of a quantized state: a part of that too
     std::byte* data(int rank) const {
       if (peers.base) return peers.part(rank);
       return lent ? lent.get() : buffer.data();
