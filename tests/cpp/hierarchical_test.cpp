@@ -86,7 +86,7 @@ TEST_P(Hierarchical, DoesWhatAFlatTransportDoes) {
   const auto [hosts, places] = GetParam();
   expect_success(run_hosts(hosts, places, [](Communicator& inside, Communicator& between) {
     const auto world = make_hierarchical_communicator(inside, between);
-    for (const std::size_t count : {0, 1, 5, 100'003}) {
+    for (const std::size_t count : {0U, 1U, 5U, 100'003U}) {
       check_gathers(*world, count);
       check_sums(*world, count);
       check_exchange(*world, count);

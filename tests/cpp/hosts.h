@@ -2,7 +2,9 @@
 /// Ranks as threads that take themselves to be on several hosts, as many on each.
 #pragma once
 
+#include <algorithm>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <thread>
 #include <utility>
@@ -18,27 +20,23 @@ using HostBody = std::function<void(Communicator& inside, Communicator& between)
 
 inline std::vector<Outcome> run_hosts(int hosts, int places, const HostBody& body,
                                       std::chrono::milliseconds timeout = patience) {
-  std::vector<std::pair<std::unique_ptr<Communicator>, std::unique_ptr<Communicator>>> links(
-      static_cast<std::size_t>(hosts * places));
+  std::vector<std::unique_ptr<Communicator>> inside;  // by rank
   for (int host = 0; host < hosts; ++host) {
-    auto inside = make_thread_communicators(places, timeout, {.first = host * places});
-    for (int place = 0; place < places; ++place) {
-      links[static_cast<std::size_t>(host * places + place)].first = std::move(inside[static_cast<std::size_t>(place)]);
-    }
+    std::ranges::move(make_thread_communicators(places, timeout, {.first = host * places}), std::back_inserter(inside));
   }
+  std::vector<std::vector<std::unique_ptr<Communicator>>> between;  // by place, then by host
   for (int place = 0; place < places; ++place) {
-    auto between = make_thread_communicators(hosts, timeout, {.first = place, .stride = places});
-    for (int host = 0; host < hosts; ++host) {
-      links[static_cast<std::size_t>(host * places + place)].second =
-          std::move(between[static_cast<std::size_t>(host)]);
-    }
+    between.push_back(make_thread_communicators(hosts, timeout, {.first = place, .stride = places}));
   }
-  std::vector<Outcome> outcomes(links.size());
+  std::vector<Outcome> outcomes(inside.size());
   std::vector<std::jthread> threads;
   for (std::size_t r = 0; r < outcomes.size(); ++r) {
-    threads.emplace_back([&body, &outcome = outcomes[r], mine = std::move(links[r])]() mutable {
-      outcome.message = message_of([&] { body(*mine.first, *mine.second); });
-      mine = {};
+    auto& counterparts = between[r % between.size()];
+    threads.emplace_back([&body, &outcome = outcomes[r], mine = std::move(inside[r]),
+                          across = std::move(counterparts[r / between.size()])]() mutable {
+      outcome.message = message_of([&] { body(*mine, *across); });
+      mine.reset();
+      across.reset();
     });
   }
   threads.clear();
