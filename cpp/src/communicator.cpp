@@ -22,8 +22,8 @@ thread_local std::vector<const Signal*>* unreached = nullptr;
 
 }  // namespace
 
-Communicator::Communicator(int rank, int world_size, std::chrono::milliseconds timeout)
-    : rank_(rank), world_size_(world_size), timeout_(timeout) {
+Communicator::Communicator(int rank, int world_size, std::chrono::milliseconds timeout, RankNames names)
+    : rank_(rank), world_size_(world_size), timeout_(timeout), names_(names) {
   require_rank(rank, world_size);
 }
 

@@ -11,6 +11,7 @@
 #include "gradient_report.h"
 #include "hidden_step.h"
 #include "host_write.h"
+#include "replicas.h"
 
 namespace aliquot {
 namespace {
@@ -35,6 +36,10 @@ Engine::Engine(std::vector<UnitSpec> units, Communicator& communicator, MemoryRe
   } else {
     reducer_ = std::make_unique<DeviceReducer>(store_, communicator, memory);
     if (options.hide_step && options.stage.shards_parameters()) hidden_ = std::make_unique<HiddenStep>(memory.device());
+  }
+  if (options.replicas != nullptr) {
+    if (!on_cpu(memory)) throw InvalidArgument("replicas on GPUs are not there yet: shard over all ranks");
+    replicas_ = std::make_unique<Replicas>(store_, *options.replicas);
   }
 }
 
@@ -91,6 +96,7 @@ void Engine::finish_backward(const Left& left, Stream stream) {
   leave_backward(stream);
   await_update(stream);
   with(reducer_, [&](auto& reducer) { reducer.finish(left, stream); });
+  if (replicas_) replicas_->average(*std::get<std::unique_ptr<Reducer>>(reducer_), counts_.steps);
   share_gradients(stream);
 }
 
@@ -154,6 +160,7 @@ void Engine::reset(Stream stream) {
   graph_.assign(graph_.size(), false);
   held_.assign(held_.size(), false);
   in_backward_.assign(in_backward_.size(), false);
+  if (replicas_) replicas_->give_up(counts_.steps);
 }
 
 void Engine::begin_write() {

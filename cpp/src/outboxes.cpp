@@ -111,8 +111,9 @@ bool Outboxes::ready(std::size_t unit) const {
     if (!reached(said.said, micro_step_)) {
       all_said = false;
     } else if (said.content == failure) {
-      throw CommunicatorError("rank " + std::to_string(rank) + " gave up the backward pass that rank " +
-                              std::to_string(communicator_.rank()) + " waits for (unit '" + names_[unit] +
+      const RankNames& names = communicator_.names();
+      throw CommunicatorError("rank " + std::to_string(names.of(rank)) + " gave up the backward pass that rank " +
+                              std::to_string(names.of(communicator_.rank())) + " waits for (unit '" + names_[unit] +
                               "'). Call aliquot.reset_step(model) on every rank and repeat the step");
     }
   }

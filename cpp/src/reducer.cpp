@@ -99,6 +99,21 @@ void Reducer::accumulate(std::size_t unit, const std::vector<const float*>& shar
   const Accumulate accumulate = state.empty ? Accumulate::no : Accumulate::yes;
   state.statistics = reduce(shards, factor, store_.own(unit, Role::grad), accumulate);
   state.empty = false;
+  state.unaveraged = true;
+}
+
+// Before, the gradients on the replicas were the same but for what the micro-step has added to them: so the mean of
+// them is that gradient plus the mean of what was added, and no memory is needed for the latter.
+void Reducer::average(std::size_t unit, Communicator& replicas, const Tag& tag) {
+  const Stopwatch stopwatch(statistics_.seconds);
+  Unit& state = units_.at(unit);
+  const std::span<float> mine = store_.own(unit, Role::grad);
+  const TimedScope timed(timeline_, Activity::reduce, Hold::work, tag.unit, mine.size_bytes(), {});
+  if (state.empty) std::ranges::fill(mine, 0.0F);
+  replicas.all_reduce(tag, mine);
+  const float* const sum[] = {mine.data()};
+  state.statistics = reduce(sum, 1.0F / static_cast<float>(replicas.world_size()), mine, Accumulate::no);
+  state.empty = state.unaveraged = false;
 }
 
 void Reducer::reduce_two_sided(std::size_t unit, const Gradients& gradients) {
@@ -129,6 +144,7 @@ void Reducer::finish_two_sided(const Left& left) {
 void Reducer::clear(Stream) {
   for (Unit& unit : units_) {
     unit.empty = true;
+    unit.unaveraged = false;
     unit.present.assign(unit.present.size(), false);
     unit.statistics.reset();
   }

@@ -40,8 +40,8 @@ void add(std::size_t rank, const std::byte* addends, std::span<float> sum) {
 }  // namespace
 
 Envelope SharedCommunicator::begin(Group& group, std::string_view collective, const Tag& tag, std::size_t size,
-                                   int root) {
-  Envelope envelope = make_envelope(collective, tag, size, root);
+                                   int named_root) {
+  Envelope envelope = make_envelope(collective, tag, size, named_root);
   envelope.sequence = ++group.calls;
   return envelope;
 }
@@ -68,7 +68,7 @@ void SharedCommunicator::require_agreement(const Group& group) const {
   for (std::size_t member = 1; member < group.lanes.size(); ++member) {
     const Envelope& other = group.envelope(member);
     if (other == first) continue;
-    throw CommunicatorError(disagreement(group.ranks[0], first, group.ranks[member], other));
+    throw CommunicatorError(disagreement(names().of(group.ranks[0]), first, names().of(group.ranks[member]), other));
   }
 }
 
@@ -131,7 +131,7 @@ void SharedCommunicator::all_reduce(const Tag& tag, std::span<float> data, Strea
 
 void SharedCommunicator::broadcast(const Tag& tag, std::span<std::byte> data, int root, Stream) {
   require_rank(root, world_size());
-  const Envelope call = begin(all_, "broadcast", tag, data.size(), root);
+  const Envelope call = begin(all_, "broadcast", tag, data.size(), names().of(root));
   pass(all_, call, static_cast<std::size_t>(root), data, data.data());
 }
 
@@ -154,12 +154,12 @@ void SharedCommunicator::all_to_all(const Tag& tag, const std::byte* input, std:
 // of it at once.
 void SharedCommunicator::send(const Tag& tag, std::span<const std::byte> data, int to, Stream) {
   Group& group = pair("send", to);
-  pass(group, begin(group, "send", tag, data.size(), rank()), group.self, data, nullptr);
+  pass(group, begin(group, "send", tag, data.size(), names().of(rank())), group.self, data, nullptr);
 }
 
 void SharedCommunicator::receive(const Tag& tag, std::span<std::byte> data, int from, Stream) {
   Group& group = pair("receive", from);
-  pass(group, begin(group, "send", tag, data.size(), from), 1 - group.self, data, data.data());
+  pass(group, begin(group, "send", tag, data.size(), names().of(from)), 1 - group.self, data, data.data());
 }
 
 void SharedCommunicator::pass(Group& group, const Envelope& call, std::size_t sender, std::span<const std::byte> data,

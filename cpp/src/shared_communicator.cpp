@@ -14,9 +14,9 @@ namespace aliquot {
 
 SharedCommunicator::SharedCommunicator(std::string_view name, std::shared_ptr<SharedMemory> control, int rank,
                                        int world_size, std::chrono::milliseconds timeout,
-                                       std::vector<std::optional<Process>> peers)
-    : Communicator(rank, world_size, timeout), name_(name), control_(std::move(control)),
-      world_(control_->data(), world_size), waiter_(world_, rank, std::move(peers), timeout), creator_(getpid()),
+                                       std::vector<std::optional<Process>> peers, RankNames names)
+    : Communicator(rank, world_size, timeout, names), name_(name), control_(std::move(control)),
+      world_(control_->data(), world_size), waiter_(world_, rank, std::move(peers), timeout, names), creator_(getpid()),
       all_(group_of_all()) {
   for (int peer = 0; peer < world_size; ++peer) pairs_.push_back(group_with(peer));
   waiter_.know({std::shared_ptr<std::byte>(control_, world_.parts()), SharedWorld::part_bytes(world_size)});
@@ -37,7 +37,7 @@ void SharedCommunicator::leave() noexcept {
 
 void SharedCommunicator::abort(std::string_view reason) noexcept {
   try {
-    waiter_.fail(-1, "rank " + std::to_string(rank()) + " aborted: " + std::string(reason));
+    waiter_.fail(-1, "rank " + std::to_string(names().of(rank())) + " aborted: " + std::string(reason));
   } catch (...) {  // no memory for the sentence
     waiter_.fail(-1, reason);
   }

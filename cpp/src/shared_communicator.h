@@ -22,7 +22,7 @@ class SharedCommunicator final : public Communicator {
  public:
   /// `control` holds SharedWorld::bytes(world_size) bytes, zeros at first. `peers`: see Waiter.
   SharedCommunicator(std::string_view name, std::shared_ptr<SharedMemory> control, int rank, int world_size,
-                     std::chrono::milliseconds timeout, std::vector<std::optional<Process>> peers);
+                     std::chrono::milliseconds timeout, std::vector<std::optional<Process>> peers, RankNames names);
   ~SharedCommunicator() override;
 
   /// Ends all waits when `channel` has a fault.
@@ -70,7 +70,8 @@ class SharedCommunicator final : public Communicator {
   Group group_with(int peer) const;
   Group& pair(const char* call, int peer);
 
-  static Envelope begin(Group& group, std::string_view collective, const Tag& tag, std::size_t size, int root = -1);
+  static Envelope begin(Group& group, std::string_view collective, const Tag& tag, std::size_t size,
+                        int named_root = -1);
   template <typename Write, typename Read>
   void round(Group& group, const Envelope& call, const Write& write, const Read& read);
   void require_agreement(const Group& group) const;

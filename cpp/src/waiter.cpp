@@ -49,8 +49,8 @@ std::function<void()>& interrupt_check() {
 }
 
 Waiter::Waiter(SharedWorld world, int rank, std::vector<std::optional<Process>> peers,
-               std::chrono::milliseconds timeout)
-    : world_(world), rank_(rank), peers_(std::move(peers)), timeout_(timeout) {}
+               std::chrono::milliseconds timeout, RankNames names)
+    : world_(world), rank_(rank), peers_(std::move(peers)), timeout_(timeout), names_(names) {}
 
 void Waiter::know(const PeerMemory& memory) {
   std::erase_if(regions_, [](const Region& region) { return region.base.expired(); });
@@ -109,18 +109,20 @@ std::vector<Waiter::Presence> Waiter::presences() const {
 }
 
 void Waiter::lose(int lost, const char* how, const Sentence& what) {
-  const std::string text = named(lost) + how + " while rank " + std::to_string(rank_) + " waited for " + what();
-  fail(lost, text);
+  const std::string text = named_with_pid(lost) + how + " while " + named(rank_) + " waited for " + what();
+  fail(names_.of(lost), text);
   require_intact();
-  throw PeerLost(lost, text);
+  throw PeerLost(names_.of(lost), text);
 }
 
 void Waiter::pass_deadline(const std::function<bool()>& ready, const Sentence& what) {
   const Observation seen = observe(ready);
   if (seen.ready) return;
-  const std::string text = "rank " + std::to_string(rank_) + " waited for " + what() + ", in vain for " +
+  std::vector<int> missing = owners(seen.unreached);
+  for (int& rank : missing) rank = names_.of(rank);
+  const std::string text = named(rank_) + " waited for " + what() + ", in vain for " +
                            std::to_string(timeout_.count()) +
-                           " ms (the communicator's timeout); not arrived: " + list_of(owners(seen.unreached)) +
+                           " ms (the communicator's timeout); not arrived: " + list_of(missing) +
                            ". See what these ranks do; if they are only slow, give a longer timeout";
   fail(-1, text);
   require_intact();
@@ -132,7 +134,7 @@ void Waiter::check_interrupt(const Sentence& what) {
   try {
     interrupt_check()();
   } catch (...) {
-    fail(-1, "rank " + std::to_string(rank_) + " was interrupted while it waited for " + what());
+    fail(-1, named(rank_) + " was interrupted while it waited for " + what());
     throw;
   }
 }
@@ -142,8 +144,8 @@ void Waiter::rule_out_death(int peer, const Sentence& what) {
   if (process && process->ended(dying_time)) ready_or_lost([] { return false; }, what);
 }
 
-void Waiter::fail(int lost, std::string_view text) noexcept {
-  world_.failure().record(lost, text);
+void Waiter::fail(int named_lost, std::string_view text) noexcept {
+  world_.failure().record(named_lost, text);
   world_.doorbell().ring();
 }
 
@@ -169,9 +171,11 @@ std::vector<int> Waiter::owners(const std::vector<const Signal*>& signals) const
   return ranks;
 }
 
-std::string Waiter::named(int rank) const {
+std::string Waiter::named(int rank) const { return "rank " + std::to_string(names_.of(rank)); }
+
+std::string Waiter::named_with_pid(int rank) const {
   const auto& process = peers_[static_cast<std::size_t>(rank)];
-  return "rank " + std::to_string(rank) + (process ? " (pid " + std::to_string(process->pid()) + ")" : "");
+  return named(rank) + (process ? " (pid " + std::to_string(process->pid()) + ")" : "");
 }
 
 }  // namespace aliquot

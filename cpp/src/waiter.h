@@ -27,7 +27,8 @@ using Sentence = std::function<std::string()>;
 class Waiter {
  public:
   /// `peers` has an entry per rank, empty for those that are threads of this process (they can't end unsaid).
-  Waiter(SharedWorld world, int rank, std::vector<std::optional<Process>> peers, std::chrono::milliseconds timeout);
+  Waiter(SharedWorld world, int rank, std::vector<std::optional<Process>> peers, std::chrono::milliseconds timeout,
+         RankNames names);
 
   /// Signals in `memory` tell whom a wait is for.
   void know(const PeerMemory& memory);
@@ -38,8 +39,8 @@ class Waiter {
   void require_intact() const { world_.failure().raise(); }
   /// The same, after a look whether a rank was killed. Safe from any thread.
   void look();
-  /// Ends the world with an error: PeerLost where `lost` is a rank.
-  void fail(int lost, std::string_view text) noexcept;
+  /// Ends the world with an error: PeerLost where `named_lost` is a rank, and not -1.
+  void fail(int named_lost, std::string_view text) noexcept;
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -58,12 +59,15 @@ class Waiter {
   Presence presence(int rank) const;
   /// The ranks whose signals keep `ready()` false.
   std::vector<int> owners(const std::vector<const Signal*>& signals) const;
+  /// "rank 1"
   std::string named(int rank) const;
+  std::string named_with_pid(int rank) const;
 
   SharedWorld world_;
   int rank_;
   std::vector<std::optional<Process>> peers_;
   std::chrono::milliseconds timeout_;
+  RankNames names_;
   std::vector<Region> regions_;
 };
 

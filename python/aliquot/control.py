@@ -22,7 +22,8 @@ def reset_step(model: nn.Module) -> None:
     """After an exception in forward or backward: gives everything back, as if the step had not begun.
 
     Gradients since the last `zero_grad` are given up. Every rank calls it; on one-sided transports peers that wait for
-    this rank's gradients get a CommunicatorError first. On the others all ranks must have come to the same place: one
+    this rank's gradients get a CommunicatorError first; with replicas, so do those of other groups, and it waits until
+    they have come to the end of their backward. On the others all ranks must have come to the same place: one
     that resets alone ends in an error that says where the ranks differ, unless, on `peer`, it has not yet reduced
     anything since the last `zero_grad`.
     """

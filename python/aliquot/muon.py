@@ -69,7 +69,7 @@ class Muon(PiecewiseOptimizer):
 
     def _assigned(self) -> dict[Place, int]:
         """Who orthogonalizes which matrix: of a unit's the most costly first, each to the rank with the least to do."""
-        load = [0] * self.model.world.world_size
+        load = [0] * self.model.shards.world_size
         owners: dict[Place, int] = {}
         for unit in self.model.units:
             matrices = self._settings.keys() & set(unit.places)
@@ -117,15 +117,15 @@ class Muon(PiecewiseOptimizer):
 
     def _whole(self, unit: Unit, directions: dict[Piece, Tensor]) -> Tensor:
         """The flat unit of directions, in bf16, from what each rank has of it."""
-        engine, world = self.model.engine, self.model.world
+        engine, shards = self.model.engine, self.model.shards
         sharded = self.model.stage > 0
-        numel = engine.numel(unit.index) // (world.world_size if sharded else 1)
-        held = torch.zeros(numel, dtype=torch.bfloat16, device=world.device)
-        first = world.rank * numel if sharded else 0
+        numel = engine.numel(unit.index) // (shards.world_size if sharded else 1)
+        held = torch.zeros(numel, dtype=torch.bfloat16, device=self.model.world.device)
+        first = shards.rank * numel if sharded else 0
         for piece, direction in directions.items():
             begin = engine.offset(unit.index, piece.place.index) + piece.begin - first
             held[begin : begin + direction.numel()] = direction
-        return self.model.gather_from_ranks(f"momentum of {unit.name}", held) if sharded else held
+        return self.model.gather_from_group(f"momentum of {unit.name}", held) if sharded else held
 
     def _orthogonalized(self, matrices: list[Place], whole: Tensor) -> dict[Place, Tensor]:
         """Flat. All ranks work at once, and then tell one another."""
@@ -133,13 +133,13 @@ class Muon(PiecewiseOptimizer):
         for place in matrices:
             begin = self.model.engine.offset(place.unit.index, place.index)
             results[place] = whole[begin : begin + place.shape.numel()]
-            if self._owners[place] == self.model.world.rank:
+            if self._owners[place] == self.model.shards.rank:
                 group = self._settings[place]
                 matrix = results[place].view(place.shape)
                 orthogonal = orthogonalize(matrix, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 results[place] = orthogonal.contiguous().flatten()
         for place, result in results.items():
-            self.model.broadcast_from(self._owners[place], place.name, result)
+            self.model.broadcast_in_group(self._owners[place], place.name, result)
         return results
 
 

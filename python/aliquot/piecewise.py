@@ -30,6 +30,12 @@ class Piece:
 class PiecewiseOptimizer(ShardedOptimizer):
     """Steps pieces. The host waits for the gradients' norm, and 16-bit models need `Precision(master="fp32")`."""
 
+    def _description(self, groups: list[dict[str, Any]]) -> Iterator[str]:
+        yield from super()._description(groups)
+        if self.model.replicas > 1:  # each steps for itself, and must come to the same bits
+            capability = torch.backends.cpu.get_cpu_capability()
+            yield f"torch on {capability} with {torch.get_num_threads()} threads"
+
     def _begin(self) -> None:
         self.pieces: list[list[Piece]] = []
         """By group."""

@@ -44,7 +44,7 @@ class Place:
     def refuse_values(self, func: Callable[..., Any]) -> NoReturn:
         """The error for using values that are sharded."""
         remedy = (
-            f"its values are sharded over {self.model.world.world_size} ranks and not gathered here. Read them under "
+            f"its values are sharded over {self.model.shards.world_size} ranks and not gathered here. Read them under "
             "aliquot.gathered(model), write them under aliquot.gathered(model, write=True), save with "
             "aliquot.full_state_dict(model), load with aliquot.load_full_state_dict(model, state_dict), move or cast "
             f"the model before aliquot.shard. If the model's own forward uses it outside the module of unit "
@@ -117,5 +117,5 @@ class Place:
 
     def description(self) -> str:
         """What printing the parameter shows."""
-        held = "whole on every rank" if self.readable else f"sharded over {self.model.world.world_size} ranks"
+        held = "whole on every rank" if self.readable else f"sharded over {self.model.shards.world_size} ranks"
         return f"<parameter '{self.name}' of shape {tuple(self.shape)}, {held}; aliquot.gathered(model) has its values>"

@@ -17,6 +17,7 @@ from aliquot.hooks import install
 from aliquot.materialize import initial_values
 from aliquot.outside import serve_outside
 from aliquot.precision import NAMES, Precision, precision_of
+from aliquot.replicas import Replicas, group_count, replica_group
 from aliquot.sharded import ShardedModel, remember
 from aliquot.units import Plan, Units, plan_units
 from aliquot.values import writing
@@ -30,6 +31,7 @@ def shard(
     units: Units = None,
     precision: Literal["fp32", "bf16", "fp16"] | Precision | None = None,
     *,
+    replicas: Replicas = 1,
     slots: int = 2,
     prefetch_bytes: int = 1 << 30,
 ) -> nn.Module:
@@ -39,6 +41,9 @@ def shard(
     https://arxiv.org/abs/1910.02054). `units`: what is gathered together: None finds repeated blocks and large layers;
     else module classes, or modules. `slots`: how many full units may be gathered at a time where gathering copies.
     `prefetch_bytes`: how much is gathered ahead of its use there.
+    `replicas`: in how many groups of neighbouring ranks the model is held, sharded inside each group alone (hybrid
+    sharding, HSDP); gradients are averaged over all ranks as ever. `"hosts"`: each host is a group, so that only
+    gradient shards cross between hosts, once in a backward. On CPUs.
     `precision`: what parameters are computed with, and floating-point inputs of the model cast to; None leaves both
     as they are. Sums and masters are fp32 always (see `Precision`); fp16 wants a loss scale (see `GradScaler`).
 
@@ -51,17 +56,20 @@ def shard(
     chosen = precision_of(precision)
     chosen.require_kept(model)
     world = init()
+    count = group_count(world, replicas)
     plan = plan_units(model, units, chosen)
-    require_agreement(world, "shard different models", _description(plan, stage, chosen))
+    require_agreement(world, "shard different models", _description(plan, stage, chosen, count))
+    group = replica_group(world, count)
     values = initial_values(model, world.device)
     engine = _core.Engine(
-        _specs(plan), world.communicator, stage=stage, slots=slots, ahead_bytes=prefetch_bytes,
+        _specs(plan), group.shards, stage=stage, slots=slots, ahead_bytes=prefetch_bytes,
         poison="poison" in os.environ.get("ALIQUOT_DEBUG", "").split(","),
         device=world.gpu, fp32_master=chosen.keeps_fp32_masters(group.dtype for group in plan.groups),
         gradients=chosen.gradients,
         transient=gpu.transient_memory(world.device) if world.device.type == "cuda" else None,
+        replicas=group.counterparts,
     )  # fmt: skip
-    sharded = ShardedModel(model, plan, world, engine, stage, chosen)
+    sharded = ShardedModel(model, plan, world, group, engine, stage, chosen)
     _fill(sharded, values)
     _broadcast_buffers(sharded)
     remember(sharded)
@@ -105,7 +113,8 @@ def _specs(plan: Plan) -> list[_core.UnitSpec]:
     ]
 
 
-def _description(plan: Plan, stage: int, precision: Precision) -> Iterator[str]:
+def _description(plan: Plan, stage: int, precision: Precision, replicas: int) -> Iterator[str]:
+    yield f"{replicas} replicas"
     yield f"stage {stage}, master {precision.master}, gradients {precision.gradients}"
     yield f"casts inputs: {precision.casts_inputs}"
     for group in plan.groups:

@@ -16,6 +16,7 @@ from aliquot._core import Error, InvalidArgument
 from aliquot.guard import ShardedParameter
 from aliquot.places import Place
 from aliquot.precision import NAMES, Precision
+from aliquot.replicas import ReplicaGroup
 from aliquot.unit import Unit
 from aliquot.units import Group, Plan
 from aliquot.words import dtype_in_store, from_words, in_words, numel_in_store
@@ -30,10 +31,15 @@ class ShardedModel:
     """What `aliquot.shard` made of a module. Found again by `sharded(module)`."""
 
     def __init__(
-        self, root: nn.Module, plan: Plan, world: World, engine: _core.Engine, stage: int, precision: Precision
-    ) -> None:
+        self, root: nn.Module, plan: Plan, world: World, replica: ReplicaGroup, engine: _core.Engine, stage: int,
+        precision: Precision,
+    ) -> None:  # fmt: skip
         self.root = root
         self.world = world
+        self.shards = replica.shards
+        """The ranks over which it is sharded, which hold it whole among them."""
+        self.replicas = replica.count
+        """How many such groups there are in the world."""
         self.engine = engine
         self.stage = stage
         self.precision = precision
@@ -77,6 +83,11 @@ class ShardedModel:
     def note_change(self) -> None:
         """The parameters have other values now: graphs that saved them must not be walked any more."""
         self.passes.autograd.note_change(param for unit in self.units for param in unit.params)
+
+    @property
+    def in_first_replica(self) -> bool:
+        """Whether this rank's shards are those that a checkpoint takes."""
+        return self.world.rank < self.shards.world_size
 
     def require_bound(self) -> None:
         """Refuses to go on where parameters were replaced."""
@@ -129,22 +140,25 @@ class ShardedModel:
 
     def broadcast(self, what: str, tensor: torch.Tensor) -> None:
         """Overwrites a contiguous tensor on the model's device with rank 0's. Collective."""
-        self.broadcast_from(0, what, tensor)
-
-    def broadcast_from(self, rank: int, what: str, tensor: torch.Tensor) -> None:
-        """The same with that of `rank`."""
         size = tensor.numel() * tensor.element_size()
-        self.world.communicator.broadcast(what, tensor.data_ptr(), size, rank, self.stream())
+        self.world.communicator.broadcast(what, tensor.data_ptr(), size, 0, self.stream())
+
+    def broadcast_in_group(self, place: int, what: str, tensor: torch.Tensor) -> None:
+        """The same among the ranks over which the model is sharded, from the one that has this place there."""
+        size = tensor.numel() * tensor.element_size()
+        self.shards.broadcast(what, tensor.data_ptr(), size, place, self.stream())
 
     def sum_over_ranks(self, what: str, tensor: torch.Tensor) -> None:
         """Overwrites a contiguous fp32 tensor on the model's device with the sum of all ranks'. Collective."""
         self.world.communicator.all_reduce(what, tensor.data_ptr(), tensor.numel(), self.stream())
 
-    def gather_from_ranks(self, what: str, part: torch.Tensor) -> torch.Tensor:
-        """A contiguous tensor on the model's device, of one length on all ranks, joined in rank order. Collective."""
-        whole = part.new_empty(self.world.world_size * part.numel())
+    def gather_from_group(self, what: str, part: torch.Tensor) -> torch.Tensor:
+        """A contiguous tensor on the model's device, of one length on all ranks over which the model is sharded, joined
+        in rank order. Collective.
+        """
+        whole = part.new_empty(self.shards.world_size * part.numel())
         size = part.numel() * part.element_size()
-        self.world.communicator.all_gather_into(what, part.data_ptr(), size, whole.data_ptr(), self.stream())
+        self.shards.all_gather_into(what, part.data_ptr(), size, whole.data_ptr(), self.stream())
         return whole
 
     def land(self, unit: Unit, address: int) -> None:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Literal, get_args
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore
 
 from aliquot import _core, gpu
-from aliquot._core import InvalidArgument
+from aliquot._core import DeviceError, InvalidArgument
 from aliquot.agreement import require_same, versions
-from aliquot.aside import while_all_live
 from aliquot.background import Background
 from aliquot.farewell import announce_ending, announce_uncaught, at_end
 from aliquot.rendezvous import Rendezvous, alone, meet
+from aliquot.subsets import Subsets, counterparts, hosts_of_ranks, neighbours, ranks_per_host
 
-Transport = Literal["auto", "shared_memory", "peer", "nccl", "process_group"]
+Transport = Literal["auto", "shared_memory", "peer", "nccl", "process_group", "hierarchical"]
 CPU = torch.device("cpu")
 
 
@@ -39,6 +36,8 @@ class World:
     """Seconds that any wait for another rank may take."""
     control: _core.ControlChannel
     """How ranks tell each other that they live, and why they stop; beside every transport."""
+    subsets: Subsets
+    """Communicators of some of the ranks, and on which host each is."""
     background: Background = field(default_factory=Background)
     """The save that goes on behind training."""
 
@@ -56,8 +55,10 @@ def init(transport: Transport = "auto", timeout: float = 600.0, nccl: gpu.Origin
 
     `transport`: for GPUs of one host, each rank with that of its LOCAL_RANK, which becomes torch's current device:
     `"peer"` where they map each other's memory (NVLink), else `"nccl"`; `"shared_memory"` for CPUs of one host;
-    `"process_group"` for whatever `torch.distributed` reaches (it is initialized with Gloo if it is not yet); `"auto"`
-    takes the first of them that can join all ranks.
+    `"hierarchical"` for CPUs of several hosts with as many ranks on each: shared memory inside, `torch.distributed`
+    between, where each rank moves its share only; `"process_group"` for whatever `torch.distributed` reaches (it is
+    initialized with Gloo if it is not yet); `"auto"` takes the first of them that can join all ranks, but leaves no
+    GPUs idle. Ranks with the same ALIQUOT_HOST_ID are on one host; without it, those whose hosts have the same name.
     `timeout`: seconds that any wait for another rank may take.
     `nccl`: for those who use `cupy.cuda.nccl` too, the same kind on every rank: a unique id that all ranks got from
     one, or an `NcclCommunicator` of the same ranks, which is split and stays theirs.
@@ -79,7 +80,8 @@ def _leave() -> None:
     if _world is not None:
         announce_ending(_world.control)
         _world.background.end()
-        _world.communicator.leave()
+        for communicator in (_world.communicator, *_world.subsets.made.values()):
+            communicator.leave()
         _world.control.leave()
 
 
@@ -89,30 +91,30 @@ def _join(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> Worl
     met = meet(timeout)
     announce_uncaught(met.control)
     require_same(met.control, "are started differently", [f"transport {transport!r}", *versions()], timeout)
+    hosts = hosts_of_ranks(met)
     if transport == "auto":
-        transport = "nccl" if nccl is not None else _choose(met)
-    device = CPU
+        transport = "nccl" if nccl is not None else _choose(met, hosts)
+    device, subsets = CPU, Subsets(met, hosts, transport)
     if transport in ("peer", "nccl"):
         device = gpu.claim(int(os.environ.get("LOCAL_RANK", met.rank)), transport)
         communicator = _of_gpus(transport, met, device, nccl)
-    elif transport == "shared_memory":
-        communicator = _core.shared_memory_communicator(
-            met.set, met.get, "world", met.rank, met.world_size, timeout, met.control
-        )
+    elif transport == "hierarchical":
+        communicator = _hierarchical(subsets)
     else:
-        communicator = _process_group(met)
-    return World(met.rank, met.world_size, transport, communicator, device, timeout, met.control)
+        communicator = subsets.communicator(range(met.world_size))
+    return World(met.rank, met.world_size, transport, communicator, device, timeout, met.control, subsets)
 
 
 def _alone(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> World:
     index = int(os.environ.get("LOCAL_RANK", "0"))
     met = alone(timeout)
+    subsets = Subsets(met, hosts_of_ranks(met), "thread")
     if transport not in ("peer", "nccl") and not (transport == "auto" and gpu.usable(index)):
-        return World(0, 1, "thread", _core.world_of_one(), CPU, timeout, met.control)
+        return World(0, 1, "thread", _core.world_of_one(), CPU, timeout, met.control, subsets)
     if transport == "auto":
         transport = "peer" if nccl is None and gpu.map_each_other(met, index) else "nccl"
     device = gpu.claim(index, transport)
-    return World(0, 1, transport, _of_gpus(transport, met, device, nccl), device, timeout, met.control)
+    return World(0, 1, transport, _of_gpus(transport, met, device, nccl), device, timeout, met.control, subsets)
 
 
 def _of_gpus(
@@ -125,33 +127,31 @@ def _of_gpus(
     return gpu.peer_communicator(met, device)
 
 
-def _choose(met: Rendezvous) -> Transport:
+def _choose(met: Rendezvous, hosts: tuple[str, ...]) -> Transport:
     """The fastest transport that joins all ranks, from what each says of itself."""
     index = int(os.environ.get("LOCAL_RANK", met.rank))
-    usable = gpu.usable(index)
-    places = met.control.all_gather("place", f"{usable:d} {platform.node()}".encode(), met.timeout)
-    gpus, hosts = zip(*(place.decode().split(" ", 1) for place in places), strict=True)
+    have_gpus = set(met.control.all_gather("gpus", b"%d" % gpu.usable(index), met.timeout)) == {b"1"}
     if len(set(hosts)) > 1:
-        return "process_group"
-    if set(gpus) != {"1"}:
+        if have_gpus:
+            raise DeviceError(
+                f"the ranks have GPUs on {len(set(hosts))} hosts ({', '.join(dict.fromkeys(hosts))}), and no transport "
+                'joins those yet. Train on one host, or on the CPUs of all with aliquot.init("hierarchical") or '
+                'aliquot.init("process_group")'
+            )
+        return "hierarchical" if (ranks_per_host(hosts) or 1) > 1 else "process_group"
+    if not have_gpus:
         return "shared_memory"
     return "peer" if gpu.map_each_other(met, index) else "nccl"
 
 
-def _process_group(met: Rendezvous) -> _core.Communicator:
-    from aliquot.process_group import ProcessGroup
-
-    everything = not dist.is_initialized()
-    group = while_all_live(met.control, lambda: _new_group(met))
-    mover = ProcessGroup(group, met.control)
-    at_end(lambda: mover.end(and_all_others=everything))
-    return _core.process_group_communicator(mover, met.rank, met.world_size, met.timeout)
-
-
-def _new_group(met: Rendezvous) -> dist.ProcessGroup:
-    timeout = timedelta(seconds=met.timeout)
-    if not dist.is_initialized():
-        store = PrefixStore("group", met.store)
-        dist.init_process_group("gloo", store=store, rank=met.rank, world_size=met.world_size, timeout=timeout)
-    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)
-    return group
+def _hierarchical(subsets: Subsets) -> _core.Communicator:
+    met = subsets.met
+    size = ranks_per_host(subsets.hosts)
+    if size is None:
+        raise InvalidArgument(
+            "the transport hierarchical needs as many ranks on each host, neighbours in the order of ranks, and they "
+            f"are on {list(subsets.hosts)}; process_group joins any"
+        )
+    inside = subsets.communicator(neighbours(met.rank, size))
+    between = subsets.communicator(counterparts(met.rank, size, met.world_size))
+    return _core.hierarchical_communicator(inside, between)

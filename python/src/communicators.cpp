@@ -16,9 +16,11 @@ std::chrono::milliseconds milliseconds(double seconds) {
 
 std::unique_ptr<Communicator> shared_memory(std::function<void(const std::string&, const std::string&)> set,
                                             std::function<std::string(const std::string&)> get, const std::string& name,
-                                            int rank, int world_size, double timeout, ControlChannel* channel) {
+                                            int rank, int world_size, double timeout, ControlChannel* channel,
+                                            int first, int stride) {
   const KeyValueStore store{std::move(set), std::move(get)};
-  return make_shared_memory_communicator(store, name, rank, world_size, milliseconds(timeout), channel);
+  return make_shared_memory_communicator(store, name, rank, world_size, milliseconds(timeout), channel,
+                                         RankNames{first, stride});
 }
 
 /// What a transport of GPUs has beside it.
@@ -26,7 +28,7 @@ std::unique_ptr<Communicator> control(std::function<void(const std::string&, con
                                       std::function<std::string(const std::string&)> get, const std::string& name,
                                       int rank, int world_size, double timeout, ControlChannel* channel) {
   if (world_size == 1) return std::move(make_thread_communicators(1, milliseconds(timeout)).front());
-  return shared_memory(std::move(set), std::move(get), name, rank, world_size, timeout, channel);
+  return shared_memory(std::move(set), std::move(get), name, rank, world_size, timeout, channel, 0, 1);
 }
 
 std::unique_ptr<Communicator> peer(std::function<void(const std::string&, const std::string&)> set,
@@ -116,7 +118,12 @@ void register_communicators(py::module_& module) {
       "A communicator for a process that is alone.");
   module.def("shared_memory_communicator", &shared_memory, py::arg("set"), py::arg("get"), py::arg("name"),
              py::arg("rank"), py::arg("world_size"), py::arg("timeout"), py::arg("channel") = nullptr,
-             "Ranks are processes of one host, which find each other through the key-value store `set`, `get`.");
+             py::arg("first") = 0, py::arg("stride") = 1,
+             "Ranks are processes of one host, which find each other through the key-value store `set`, `get`. Errors "
+             "call them first, first + stride, ...");
+  module.def("hierarchical_communicator", &make_hierarchical_communicator, py::arg("inside"), py::arg("between"),
+             py::keep_alive<0, 1>(), py::keep_alive<0, 2>(),
+             "`inside` joins the ranks of this host, `between` those with this rank's place in each host.");
   module.def(
       "nccl_communicator", &nccl, py::arg("set"), py::arg("get"), py::arg("name"), py::arg("rank"),
       py::arg("world_size"), py::arg("timeout"), py::arg("device"), py::arg("unique_id") = py::bytes(),

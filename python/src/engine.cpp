@@ -94,8 +94,10 @@ bool asked_for(const char* experiment) {
 std::shared_ptr<Engine> make_engine(std::vector<UnitSpec> units, Communicator& communicator, int stage,
                                     std::size_t slots, std::size_t ahead_bytes, bool poison, int device,
                                     bool fp32_master, const std::string& gradients,
-                                    std::optional<std::pair<py::object, py::object>> transient) {
+                                    std::optional<std::pair<py::object, py::object>> transient,
+                                    Communicator* replicas) {
   EngineOptions options;
+  options.replicas = replicas;
   options.stage = Stage(stage);
   options.gatherer.slots = slots;
   options.gatherer.ahead_bytes = ahead_bytes;
@@ -119,7 +121,8 @@ void register_engine(py::module_& module) {
   py::class_<Engine, std::shared_ptr<Engine>>(module, "Engine", "One rank of a sharded model; see aliquot/engine.h.")
       .def(py::init(&make_engine), py::arg("units"), py::arg("communicator"), py::kw_only(), py::arg("stage"),
            py::arg("slots"), py::arg("ahead_bytes"), py::arg("poison"), py::arg("device"), py::arg("fp32_master"),
-           py::arg("gradients"), py::arg("transient"), py::keep_alive<1, 3>())
+           py::arg("gradients"), py::arg("transient"), py::arg("replicas"), py::keep_alive<1, 3>(),
+           py::keep_alive<1, 12>())
       .def(
           "pre_forward",
           [](Engine& self, std::size_t unit, Address stream) {

@@ -34,8 +34,8 @@ struct Intent {
 /// abort(reason), each of which takes writable buffers and raises an Error of this module.
 class ProcessGroupCommunicator final : public Communicator {
  public:
-  ProcessGroupCommunicator(py::object group, int rank, int world_size, double timeout)
-      : Communicator(rank, world_size, std::chrono::milliseconds(static_cast<std::int64_t>(timeout * 1000))),
+  ProcessGroupCommunicator(py::object group, int rank, int world_size, double timeout, RankNames names)
+      : Communicator(rank, world_size, std::chrono::milliseconds(static_cast<std::int64_t>(timeout * 1000)), names),
         group_(std::move(group)) {}
   ~ProcessGroupCommunicator() override {
     const py::gil_scoped_acquire acquire;
@@ -57,10 +57,14 @@ class ProcessGroupCommunicator final : public Communicator {
     add_in_rank_order(pieces, part);
   }
 
+  // Each rank sums one slice, and sends no more than twice what it has.
   void all_reduce(const Tag& tag, std::span<float> data, Stream stream) override {
-    std::vector<float> all(data.size() * ranks());
-    all_gather(tag, std::as_bytes(data), reinterpret_cast<std::byte*>(all.data()), stream);
-    add_in_rank_order(all, data);
+    std::vector<float> slice((data.size() + ranks() - 1) / ranks());
+    std::vector<float> whole(slice.size() * ranks());
+    std::ranges::copy(data, whole.begin());
+    reduce_scatter(tag, whole.data(), slice, stream);
+    gather_bytes(std::as_bytes(std::span(slice)), reinterpret_cast<std::byte*>(whole.data()));
+    std::copy_n(whole.begin(), data.size(), data.begin());
   }
 
   void broadcast(const Tag& tag, std::span<std::byte> data, int root, Stream) override {
@@ -116,8 +120,9 @@ class ProcessGroupCommunicator final : public Communicator {
     gather_bytes(std::as_bytes(std::span(&mine, 1)), reinterpret_cast<std::byte*>(all.data()));
     const auto other = std::ranges::find_if(all, [&](const Intent& intent) { return intent != mine; });
     if (other == all.end()) return;
-    throw CommunicatorError("rank " + std::to_string(rank()) + " is at " + mine.text() + ", rank " +
-                            std::to_string(other - all.begin()) + " at " + other->text() +
+    const auto peer = static_cast<int>(other - all.begin());
+    throw CommunicatorError("rank " + std::to_string(names().of(rank())) + " is at " + mine.text() + ", rank " +
+                            std::to_string(names().of(peer)) + " at " + other->text() +
                             ": the ranks took different paths through the model. That works on one-sided transports "
                             "only (transport=\"shared_memory\"); here every rank must run the same units in the same "
                             "order");
@@ -138,11 +143,13 @@ class ProcessGroupCommunicator final : public Communicator {
 void register_process_group(py::module_& module) {
   module.def(
       "process_group_communicator",
-      [](py::object group, int rank, int world_size, double timeout) -> std::unique_ptr<Communicator> {
-        return std::make_unique<ProcessGroupCommunicator>(std::move(group), rank, world_size, timeout);
+      [](py::object group, int rank, int world_size, double timeout, int first,
+         int stride) -> std::unique_ptr<Communicator> {
+        return std::make_unique<ProcessGroupCommunicator>(std::move(group), rank, world_size, timeout,
+                                                          RankNames{first, stride});
       },
-      py::arg("group"), py::arg("rank"), py::arg("world_size"), py::arg("timeout"),
-      "A communicator whose bytes `group` moves; see aliquot.process_group.");
+      py::arg("group"), py::arg("rank"), py::arg("world_size"), py::arg("timeout"), py::arg("first") = 0,
+      py::arg("stride") = 1, "A communicator whose bytes `group` moves; see aliquot.process_group.");
 }
 
 }  // namespace aliquot::python

@@ -38,9 +38,11 @@ inline std::vector<float> toy_gradient(std::size_t rank, std::size_t step, std::
 
 class ToyTraining {
  public:
-  ToyTraining(Communicator& communicator, EngineOptions options, DType dtype = DType::fp32)
+  /// \param rank  whose gradients it makes, if not those of its rank of `communicator`
+  ToyTraining(Communicator& communicator, EngineOptions options, DType dtype = DType::fp32,
+              std::optional<int> rank = std::nullopt)
       : engine(toy_units(dtype), communicator, host_memory(), options),
-        rank_(static_cast<std::size_t>(communicator.rank())) {
+        rank_(static_cast<std::size_t>(rank.value_or(communicator.rank()))) {
     Grouping grouping;
     engine.begin_write();
     for (std::size_t unit = 0; unit < engine.unit_count(); ++unit) {

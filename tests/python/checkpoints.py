@@ -67,10 +67,15 @@ class Everything(nn.Module):
 
 
 def everything(
-    stage: int, seed: int = 0, precision: Any = None, make: Callable[..., Any] = aliquot.AdamW, **settings: Any
+    stage: int,
+    seed: int = 0,
+    precision: Any = None,
+    make: Callable[..., Any] = aliquot.AdamW,
+    replicas: Any = 1,
+    **settings: Any,
 ) -> tuple[Any, Any]:
     torch.manual_seed(seed)
-    model = aliquot.shard(Everything(), stage=stage, precision=precision)
+    model = aliquot.shard(Everything(), stage=stage, precision=precision, replicas=replicas)
     return model, make(model, **{**ADAMW, "max_grad_norm": MAX_NORM, **settings})
 
 

@@ -33,14 +33,17 @@ class Transport:
     name: str
     poison: bool = False
     """Released slots are filled with NaN, so that whoever reads one does not pass by luck."""
+    hosts: int = 1
+    """How many hosts the ranks take themselves to be on, as many on each."""
 
     def __str__(self) -> str:
-        return self.name + "-poison" * self.poison
+        return self.name + "-poison" * self.poison + f"-{self.hosts}-hosts" * (self.hosts > 1)
 
 
 SHARED_MEMORY = Transport("shared_memory")
 SHARED_MEMORY_POISONED = Transport("shared_memory", poison=True)
 PROCESS_GROUP = Transport("process_group", poison=True)
+HIERARCHICAL = Transport("hierarchical", poison=True, hosts=2)
 PEER = Transport("peer")
 PEER_POISONED = Transport("peer", poison=True)
 NCCL = Transport("nccl")
@@ -179,6 +182,8 @@ def _work(
     try:
         if transport is not None:
             os.environ["ALIQUOT_DEBUG"] = "poison" if transport.poison else ""
+            if transport.hosts > 1:
+                os.environ["ALIQUOT_HOST_ID"] = f"host {rank * transport.hosts // int(environment['WORLD_SIZE'])}"
             torch.set_default_device(aliquot.init(transport=transport.name, timeout=20.0).device)
         answer = (True, fn(rank, *args))
     except BaseException:  # pytest's own outcomes among them

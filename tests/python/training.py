@@ -48,6 +48,7 @@ class Case:
     units: tuple[type[nn.Module], ...] | None = None
     stages: tuple[int, ...] = STAGES
     slots: int = 2
+    replicas: Any = 1
 
 
 def built(case: Case) -> nn.Module:
@@ -61,7 +62,9 @@ def built(case: Case) -> nn.Module:
 class Sharded:
     def __init__(self, case: Case, stage: int, **adamw: Any) -> None:
         self.case = case
-        self.model: Any = aliquot.shard(built(case), stage=stage, units=case.units, slots=case.slots)
+        self.model: Any = aliquot.shard(
+            built(case), stage=stage, units=case.units, slots=case.slots, replicas=case.replicas
+        )
         self.optimizer = aliquot.AdamW(self.model, **{**ADAMW, "max_grad_norm": MAX_NORM, **adamw})
 
     def backward(self, rank: int, step: int) -> Tensor:

@@ -38,6 +38,14 @@ struct PeerMemory {
 /// A counter in PeerMemory that one rank posts and others await. Values only grow.
 using Signal = std::uint32_t;
 
+/// What errors call the ranks of a communicator: their numbers in the world, where it joins only some of those.
+struct RankNames {
+  int first = 0;
+  int stride = 1;
+
+  int of(int rank) const noexcept { return first + rank * stride; }
+};
+
 /// Collectives and one-sided access among `world_size` ranks. One thread per rank calls it.
 ///
 /// Streams: a call that takes a stream is ordered on it. On a CPU transport everything is done on return.
@@ -53,6 +61,7 @@ class Communicator {
   int rank() const noexcept { return rank_; }
   int world_size() const noexcept { return world_size_; }
   std::chrono::milliseconds timeout() const noexcept { return timeout_; }
+  const RankNames& names() const noexcept { return names_; }
   virtual std::string_view name() const noexcept = 0;
   /// The communicator of the same ranks that moves host memory: this one, where its memory is the host's. A call on
   /// either counts in the one order of calls that the ranks must agree on.
@@ -151,13 +160,14 @@ class Communicator {
   [[nodiscard]] std::shared_ptr<void> add_chore(std::function<void()> chore);
 
  protected:
-  Communicator(int rank, int world_size, std::chrono::milliseconds timeout);
+  Communicator(int rank, int world_size, std::chrono::milliseconds timeout, RankNames names = {});
   void do_chores() const;
 
  private:
   int rank_;
   int world_size_;
   std::chrono::milliseconds timeout_;
+  RankNames names_;
   std::list<std::function<void()>> chores_;
   std::size_t enlisted_ = 0;
 };

@@ -34,6 +34,9 @@ struct EngineOptions {
   /// before its next gather, whatever else the engine is asked comes behind all of them, and nothing else changes. The
   /// gradients that they read stay as long, also those of StoreOptions::transient. Ignored elsewhere.
   bool hide_step = false;
+  /// Of HSDP: joins the ranks that hold the same shards as this one, one of each group that shards the model, in the
+  /// order of the groups. Null: there is one group. It outlives the engine. On CPUs.
+  Communicator* replicas = nullptr;
 };
 
 /// The gradients of all ranks since the last clear_gradients(), the same on every rank.
@@ -57,6 +60,7 @@ struct EngineStatistics {
 class DeviceReducer;
 class DeviceOptimizer;
 class HiddenStep;
+class Replicas;
 
 /// Memory of `device` for one engine with these arguments: all that it will hold, but for an optimizer's states and
 /// tables, in one piece. Collective where communicator.maps_peers(), whatever the options, and elsewhere if
@@ -100,8 +104,8 @@ class Engine {
   /// Gives back what is still gathered for backward. Alone it ends a backward whose gradients stay outside.
   void leave_backward(Stream stream = {});
   /// The end of a backward: leave_backward, then `left`, the gradients that no post_backward took. On return this
-  /// rank's gradients are reduced, or on a device will be when `stream` has come so far. Every rank calls it once per
-  /// backward, also with nothing to add.
+  /// rank's gradients are reduced, over all groups of ranks, or on a device will be when `stream` has come so far.
+  /// Every rank calls it once per backward, also with nothing to add.
   void finish_backward(const Left& left, Stream stream = {});
   /// Marks the end of a forward walk.
   void finish_forward();
@@ -162,7 +166,8 @@ class Engine {
   /// True if units are copied to slots, which later units overwrite.
   bool uses_slots() const { return gatherer_.uses_slots(); }
 
-  /// Gives back all units and gives up all gradients since the last clear, after an exception.
+  /// Gives back all units and gives up all gradients since the last clear, after an exception. Where there are replicas
+  /// it waits until each has come to the end of its backward, or gives up too.
   void reset(Stream stream = {});
 
   /// Writes a parameter's values, ParamSpec::numel floats, into what this rank holds of it. Between begin_write and
@@ -247,6 +252,7 @@ class Engine {
   Gatherer gatherer_;
   MemoryResource& memory_;
   std::variant<std::unique_ptr<Reducer>, std::unique_ptr<DeviceReducer>> reducer_;
+  std::unique_ptr<Replicas> replicas_;  ///< null where there is one group
   std::variant<std::unique_ptr<Optimizer>, std::unique_ptr<DeviceOptimizer>> optimizer_;  ///< null before set_groups
   std::vector<bool> graph_;        ///< a backward of this unit is expected
   std::vector<bool> in_backward_;  ///< acquired by pre_backward

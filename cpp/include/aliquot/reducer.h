@@ -52,6 +52,14 @@ class Reducer {
   /// Gives up the micro-step and every gradient since clear(). Peers that wait for it get a CommunicatorError.
   void abandon(Stream stream = {});
 
+  /// True if finish() added to `unit` on some rank and average() has not seen that; the same on every rank.
+  bool unaveraged(std::size_t unit) const { return units_.at(unit).unaveraged; }
+  /// The gradient of `unit` in the store becomes the mean over `replicas`, which hold the same shard; one that is empty
+  /// counts as zeros. Collective over them. `tag` names it.
+  void average(std::size_t unit, Communicator& replicas, const Tag& tag);
+  /// The parameter has had a gradient elsewhere.
+  void note_present(std::size_t unit, std::size_t param) { units_.at(unit).present.at(param) = true; }
+
   /// Forgets all gradients; the next ones are assigned, not added.
   void clear(Stream stream = {});
   /// Forgets one parameter's gradient.
@@ -78,9 +86,10 @@ class Reducer {
  private:
   void agree_on_presence();
   struct Unit {
-    bool offered = false;                      ///< in this micro-step
-    bool summed = false;                       ///< in this micro-step
-    bool empty = true;                         ///< no contribution of any rank since clear()
+    bool offered = false;  ///< in this micro-step
+    bool summed = false;   ///< in this micro-step
+    bool empty = true;     ///< no contribution of any rank since clear()
+    bool unaveraged = false;
     std::vector<bool> present;                 ///< per parameter
     std::optional<GradStatistics> statistics;  ///< of the shard, while they are current
   };

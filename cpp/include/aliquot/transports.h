@@ -18,16 +18,24 @@ inline constexpr std::chrono::milliseconds default_timeout = std::chrono::minute
 /// `thread`: ranks are threads of this process. Element r is rank r's; give each to its thread. A rank whose thread
 /// ends early must call abort() (destroying its communicator does), or its peers wait for their deadline.
 std::vector<std::unique_ptr<Communicator>> make_thread_communicators(
-    int world_size, std::chrono::milliseconds timeout = default_timeout);
+    int world_size, std::chrono::milliseconds timeout = default_timeout, RankNames names = {});
 
 /// `shared_memory`: ranks are processes of one host. Memory is anonymous (memfd) and mapped by all, so a killed job
 /// leaves nothing behind; a dead process is noticed through its pidfd. Collective over `store`; `name` keeps several
-/// communicators on one store apart. A fault of `channel`, if one is given, ends all waits, from the first on.
+/// communicators on one store apart. A fault of `channel`, if one is given, ends all waits, from the first on; it may
+/// join more ranks than these.
 /// \throws CommunicatorError if a rank lies on another host or another user's.
 std::unique_ptr<Communicator> make_shared_memory_communicator(const KeyValueStore& store, const std::string& name,
                                                               int rank, int world_size,
                                                               std::chrono::milliseconds timeout = default_timeout,
-                                                              ControlChannel* channel = nullptr);
+                                                              ControlChannel* channel = nullptr, RankNames names = {});
+
+/// `hierarchical`: ranks of several hosts, as many on each. `inside` joins those of this rank's host, `between` those
+/// that have this rank's place in each host; rank = between.rank() * inside.world_size() + inside.rank(). Between hosts
+/// each rank moves its share of the bytes only. Sums are taken inside each host first, in rank order, then in the order
+/// of the hosts: the same bits on every rank and in every run, but not those of other transports. Host memory. An error
+/// on one rank ends the world. Both outlive it; others may use them too.
+std::unique_ptr<Communicator> make_hierarchical_communicator(Communicator& inside, Communicator& between);
 
 /// What the ranks bring of their own to an NCCL communicator, all of them or none; for those who also use another
 /// binding of NCCL, of the same copy of the library.

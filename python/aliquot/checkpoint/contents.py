@@ -75,7 +75,7 @@ def params_to_load(model: ShardedModel) -> Iterator[Part]:
 
 
 def _to_save(model: ShardedModel, unit: Unit, role: str) -> Held:
-    return model.engine.parts_to_save(unit.index, role)
+    return model.engine.parts_to_save(unit.index, role) if model.in_first_replica else []
 
 
 def _roles(model: ShardedModel, unit: Unit) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ def states_to_save(number: int, optimizer: ShardedOptimizer) -> Iterator[Part]:
     shares = {
         unit.places[index]: (begin, begin + numel)
         for unit in model.units
-        for index, begin, numel, _ in model.engine.parts_to_save(unit.index, "param")
+        for index, begin, numel, _ in _to_save(model, unit, "param")
     }
     for state in optimizer.states():
         first, last = shares.get(state.place, (0, 0))
@@ -127,7 +127,7 @@ def gradients_to_save(model: ShardedModel) -> Iterator[Part]:
     """The same of gradients that no step has used yet."""
     for unit in model.units if model.accumulating else ():
         if model.engine.holds_gradients(unit.index):
-            for part in model.engine.parts_to_save(unit.index, "grad"):
+            for part in _to_save(model, unit, "grad"):
                 yield _gradient(model, unit, part)
 
 

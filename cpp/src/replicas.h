@@ -1,0 +1,43 @@
+/// \file
+/// Groups of ranks that each hold the whole model in shards of their own (HSDP).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "aliquot/communicator.h"
+#include "aliquot/reducer.h"
+#include "aliquot/shard_store.h"
+
+namespace aliquot {
+
+/// Keeps the gradients of all groups the same, so that every group makes the same steps: docs/design.md, "Replicas". In
+/// every micro-step the ranks that hold the same shards meet once: behind finish() of their groups, or giving up.
+class Replicas {
+ public:
+  /// `counterparts`: see EngineOptions::replicas.
+  Replicas(const ShardStore& store, Communicator& counterparts);
+
+  /// Behind finish(): gradients become the mean over the groups, with the same bits in each. `steps`: how many this
+  /// rank has made. \throws CommunicatorError if a group gave up, or has made another number of steps
+  void average(Reducer& reducer, std::uint64_t steps);
+  /// This rank gives up the micro-step, and the others hear of it.
+  void give_up(std::uint64_t steps);
+
+ private:
+  std::vector<std::byte> message_of(const Reducer& reducer) const;
+  std::vector<std::byte> exchange(std::span<const std::byte> mine, const std::string& operation);
+  void require_nobody_gave_up(std::span<const std::byte> said) const;
+  std::string operation_of(std::uint64_t steps) const;
+
+  const ShardStore& store_;
+  Communicator& counterparts_;
+  std::size_t engine_;  ///< of those that share the communicator
+  std::size_t message_bytes_ = 1;
+  bool met_ = false;  ///< in this micro-step, which is not over
+};
+
+}  // namespace aliquot
