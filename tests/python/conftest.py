@@ -16,7 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="how many jobs lose a rank at a random instant, per transport (the promise is 50 of 50)",
     )
     parser.addoption("--freezes", type=int, default=1, help="how many jobs lose a rank that is stopped by a signal")
-    parser.addoption("--stall-seconds", type=float, default=5.0, help="for how long ranks stall, now and then")
+    parser.addoption("--stall-seconds", type=float, default=2.5, help="for how long ranks stall, now and then")
     parser.addoption("--table", type=Path, help="where to write which models trained, such as docs/models.md")
 
 

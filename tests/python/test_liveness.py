@@ -256,28 +256,47 @@ def test_a_rank_that_skips_a_call(transport: str, place: str, culprit: int, dire
         assert_disagree(job.ends(list(range(WORLD_SIZE)), SECONDS), culprit)
 
 
-def differ(rank: int, transport: str, culprit: int, what: str) -> None:
+def stay_away(rank: int, culprit: int) -> None:
+    if rank != culprit:
+        aliquot.init(timeout=2.0)
+
+
+@pytest.mark.parametrize("culprit", range(WORLD_SIZE))
+def test_a_rank_that_does_not_come(culprit: int) -> None:
+    with started(WORLD_SIZE, stay_away, culprit) as job:
+        for end in job.ends(others(culprit), SECONDS).values():
+            assert_names(end, culprit, "waited for all ranks to join, in vain", f"not arrived: rank {culprit}")
+
+
+def differ(rank: int, transport: str, culprit: int, what: str, directory: Path) -> None:
     other = rank == culprit
     started_as = {"shared_memory": "process_group", "process_group": "shared_memory"}[transport]
     aliquot.init(transport=started_as if other and what == "transport" else transport)  # type: ignore[arg-type]
     model = Chain(depth=3 if other and what == "depth" else 2)
     aliquot.shard(model, stage=2 if other and what == "stage" else 3)
-    aliquot.AdamW(model, lr=2.0 if other and what == "lr" else 1.0)
+    optimizer = aliquot.AdamW(model, lr=2.0 if other and what == "lr" else 1.0)
+    for step in (1, 2):
+        aliquot.save_checkpoint(directory, model, optimizer, step=step, keep=5 if other and what == "save" else 4)
+    aliquot.load_checkpoint(directory, model, optimizer, step=1 if other and what == "load" else 2)
 
 
+CALLS = r"ranks disagree about a checkpoint: rank 0 calls \['{0}_checkpoint', .*, rank \d \['{0}_checkpoint'"
 DIFFERENCES = {
     "transport": r"ranks are started differently: rank 0 has 'transport '\w+'', rank \d has 'transport '\w+''",
     "depth": r"ranks shard different models: rank 0 has 'unit .*', rank \d has 'unit .*'",
     "stage": r"ranks shard different models: rank 0 has 'stage \d.*', rank \d has 'stage \d.*'",
     "lr": r"ranks make different optimizers: rank 0 has .*'lr': \d.*, rank \d has .*'lr': \d",
+    "save": CALLS.format("save"),
+    "load": CALLS.format("load"),
 }
 
 
 @pytest.mark.parametrize("culprit", range(WORLD_SIZE))
 @pytest.mark.parametrize("what", DIFFERENCES)
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_rank_that_is_configured_differently(transport: str, what: str, culprit: int) -> None:
-    with started(WORLD_SIZE, differ, transport, culprit, what) as job:
+def test_a_rank_that_is_configured_differently(transport: str, what: str, culprit: int, tmp_path: Path) -> None:
+    kind = "CheckpointError" if what in CHECKPOINT_PLACES else "CommunicatorError"
+    with started(WORLD_SIZE, differ, transport, culprit, what, tmp_path) as job:
         for end in job.ends(list(range(WORLD_SIZE)), SECONDS).values():
-            assert (end.code, end.error) == (1, "CommunicatorError"), end.text
+            assert (end.code, end.error) == (1, kind), end.text
             assert re.search(DIFFERENCES[what], end.last_line), end.text
