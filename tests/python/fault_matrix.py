@@ -14,14 +14,16 @@ it by itself, in less than 15 seconds, with an exit code that is not 0 and the c
 stays in shared memory, no process, no unfinished file that the next save would mind; and the latest checkpoint is
 whole. {passed}: the tests of that cell passed; "-": there is nothing that could go wrong.
 
-Written by `python -m pytest {files} --fault-table docs/faults.md`. The same faults at random instants, and at each
-single call of a save, are in the long form, `make faults`, which says at its end how many it tried.
+Written by the tests; `make faults` is their long form, at random instants and at each single call of a save:
+
+    python -m pytest --fault-table docs/faults.md \\
+      {files}
 
 """
 NOTES = """
 - *Killed* is SIGKILL, *frozen* SIGSTOP; a frozen rank that wakes has the same error. Known within 2 and 10 seconds.
-- *Raises* is an exception in user code, or in Aliquot's. In a save or load it is the error of all, nothing has changed,
-  and the training may go on.
+- *Raises* is an exception in user code, or in Aliquot's, which the rank itself raises as it is. In a save or load it is
+  the error of all, nothing has changed, and the training may go on.
 - *Disk fails*: full in a save (and EIO, and read-only, at each of its calls), EIO in a load.
 - *Skips*: the rank stays away from `init`, leaves a module out of its forward, or keeps its output from backward, or
   goes on to train without the call that the others make.
@@ -111,7 +113,7 @@ def rendered(passed: Mapping[str, bool]) -> str:
     lines = [f"| | {' | '.join(PLACES)} |", f"|---|{'---|' * len(PLACES)}"]
     for fault, row in MATRIX.items():
         lines.append(f"| {fault} | {' | '.join(_mark(row[place], passed) for place in PLACES)} |")
-    return HEAD.format(passed=PASSED, files=" ".join(files())) + "\n".join(lines) + "\n" + NOTES
+    return HEAD.format(passed=PASSED, files=" \\\n      ".join(files())) + "\n".join(lines) + "\n" + NOTES
 
 
 def _mark(cell: Cell, passed: Mapping[str, bool]) -> str:
