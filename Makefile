@@ -76,10 +76,8 @@ faults: .venv/aliquot .venv/dev .venv/examples .venv/build .cache/test_libraries
 	@cmake --preset release --log-level=WARNING
 	@cmake --build --preset release --parallel $(JOBS) --target aliquot_tests
 	@ctest --preset release --tests-regex '^Control'
-	@python -m pytest tests/python/test_liveness.py tests/python/test_stopping.py tests/python/test_peer_lost.py \
-	  tests/python/test_stalls.py --kills 50 --freezes 50 --stall-seconds 1800
-	@python -m pytest tests/python/test_interchange_refusals.py
-	@python -m pytest tests/faults --all-faults
+	@python -m pytest --kills 50 --freezes 50 --stall-seconds 1800 --all-faults tests/faults \
+	  $(addprefix tests/python/test_,$(addsuffix .py,liveness stopping peer_lost stalls interchange_refusals checkpoint_fuzz))
 
 sanitize: asan tsan
 

@@ -14,6 +14,8 @@ namespace aliquot {
 namespace {
 
 constexpr std::chrono::seconds longest_farewell(1);
+/// How much longer than rank 0, which knows who is missing, the others wait for all to join.
+constexpr std::chrono::seconds hearing_time(2);
 
 }  // namespace
 
@@ -67,15 +69,21 @@ void ControlChannel::Impl::join(const KeyValueStore& store, const std::string& n
   thread_ = std::thread([this] { run(); });
   Lock lock(mutex_);
   const auto somebody_left = [this] { return std::ranges::any_of(peers_, &Peer::left); };
-  if (wait(lock, options.timeout, [&] { return joined_ || somebody_left(); })) {
-    require_usable();
-    if (joined_) return;
+  const auto longest = rank == 0 ? options.timeout : options.timeout + hearing_time;
+  const bool waited = wait(lock, longest, [&] { return joined_ || somebody_left(); });
+  if (!waited) give_up_joining(lock, options.timeout);
+  require_usable();
+  if (!joined_) {
     throw CommunicatorError("rank " + std::to_string(rank) + ": another rank gave up before all had joined");
   }
-  std::string text = "rank " + std::to_string(rank) + " waited for all ranks to join, in vain for " +
-                     std::to_string(options.timeout.count()) + " ms";
-  if (rank == 0) text += "; not arrived: " + list_of(missing());
-  throw CommunicatorError(text + ". See what the ranks do; if they are only slow to start, give a longer timeout");
+}
+
+void ControlChannel::Impl::give_up_joining(Lock& lock, std::chrono::milliseconds timeout) {
+  const std::vector<int> late = rank == 0 ? missing() : std::vector{0};
+  end(late.front(), "rank " + std::to_string(rank) + " waited for all ranks to join, in vain for " +
+                        std::to_string(timeout.count()) + " ms; not arrived: " + list_of(late) +
+                        ". See what the ranks do; if they are only slow to start, give a longer timeout");
+  say_all(lock);
 }
 
 void ControlChannel::Impl::leave() noexcept {

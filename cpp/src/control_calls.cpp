@@ -84,10 +84,14 @@ void ControlChannel::Impl::announce(std::string_view reason) noexcept try {
   Lock lock(mutex_);
   if (left_) return;
   end(rank, "rank " + std::to_string(rank) + " gave up: " + std::string(reason));
-  wake_.wake();
-  changed_.wait_for(lock, longest_announcement, [this] { return !has_unsent(); });
+  say_all(lock);
 } catch (const std::exception&) {
   return;  // no memory for the sentence: the others will see the end of this rank
+}
+
+void ControlChannel::Impl::say_all(Lock& lock) {
+  wake_.wake();
+  changed_.wait_for(lock, longest_announcement, [this] { return !has_unsent(); });
 }
 
 std::vector<std::uint64_t> ControlChannel::Impl::progress() const {

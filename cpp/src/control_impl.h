@@ -120,6 +120,10 @@ class ControlChannel::Impl {
   /// Waits until `ready()`, a fault, or that this rank leaves; false if `patience` passes before. Interruptible.
   bool wait(Lock& lock, std::chrono::milliseconds patience, const std::function<bool()>& ready) const;
   void require_usable() const;
+  /// Tells who is there who has not come, which is a fault.
+  void give_up_joining(Lock& lock, std::chrono::milliseconds timeout);
+  /// Returns when all is sent that is to be said, or after a second.
+  void say_all(Lock& lock);
   [[noreturn]] void explain(const Gathering& failed) const;
   void forget_sigterm() const noexcept;
 

@@ -41,11 +41,13 @@ void Doorbell::ring() noexcept {
   if (std::atomic_ref(sleepers).load() != 0) futex_wake_all(&rings);
 }
 
+std::uint32_t Doorbell::heard() const noexcept { return std::atomic_ref(const_cast<std::uint32_t&>(rings)).load(); }
+
 bool Doorbell::sleep(const std::function<bool()>& ready, std::chrono::milliseconds longest) {
   const CountedIn counted(sleepers);
-  const std::uint32_t heard = std::atomic_ref(rings).load();
+  const std::uint32_t before = heard();
   if (ready()) return true;
-  futex_wait(&rings, heard, longest);
+  futex_wait(&rings, before, longest);
   return ready();
 }
 

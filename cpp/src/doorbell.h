@@ -15,6 +15,8 @@ struct alignas(64) Doorbell {
   std::uint32_t sleepers;
 
   void ring() noexcept;
+  /// How often it was rung.
+  std::uint32_t heard() const noexcept;
   /// Sleeps until a ring that follows `ready()`'s last false answer, or `longest`. Returns ready().
   bool sleep(const std::function<bool()>& ready, std::chrono::milliseconds longest);
 };

@@ -20,8 +20,10 @@ struct Lane {
 };
 
 struct RankState {
-  alignas(64) Signal left;  ///< 1 once the rank has ended its communicator in good order
-  Signal waiting;           ///< 1 while the rank is inside wait_until
+  alignas(64) Signal left;          ///< 1 once the rank has ended its communicator in good order
+  Signal waiting;                   ///< 1 while the rank is inside wait_until
+  std::uint32_t still_since;        ///< the rings of the doorbell after which it last asked in vain for signals
+  std::array<char, 192> waits_for;  ///< and what it waited for then
 };
 
 /// [ Doorbell, Failure | part of rank 0 | part of rank 1 | ... ], where a part is

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <set>
 #include <string>
+#include <string_view>
 
 #include "aliquot/error.h"
 #include "observation.h"
@@ -80,6 +82,7 @@ void Waiter::sleep(const std::function<bool()>& ready, const Sentence& what) {
 // The peers are looked at before `ready` is asked a last time: one that has gone had posted whatever it ever will, so
 // what is missing then stays missing.
 bool Waiter::ready_or_lost(const std::function<bool()>& ready, const Sentence& what) {
+  const std::uint32_t rings = world_.doorbell().heard();
   const std::vector<Presence> all = presences();
   const Observation seen = observe(ready);
   if (seen.ready) return true;
@@ -92,7 +95,45 @@ bool Waiter::ready_or_lost(const std::function<bool()>& ready, const Sentence& w
       lose(r, " has left (its communicator was destroyed)", what);
     }
   }
+  if (!seen.unreached.empty()) require_movement(rings, what);
   return false;
+}
+
+// Whoever has asked in vain and heard nothing since asks in vain again: signals come with a ring. If that holds for
+// all, none ever will come. Ranks that leave, abort or stop waiting ring too.
+void Waiter::require_movement(std::uint32_t rings, const Sentence& what) {
+  RankState& mine = world_.state(rank_);
+  std::atomic_ref still_since(mine.still_since);
+  if (still_since != rings) {
+    const std::string text = what();
+    mine.waits_for = {};
+    text.copy(mine.waits_for.data(), mine.waits_for.size() - 1);
+    still_since = rings;
+  }
+  if (!nobody_moves(rings)) return;
+  fail(-1,
+       "ranks disagree, and wait for each other: " + all_waits() + ". Every rank must do the same in the same order");
+  require_intact();
+}
+
+bool Waiter::nobody_moves(std::uint32_t rings) const {
+  for (std::size_t r = 0; r < peers_.size(); ++r) {
+    RankState& state = world_.state(static_cast<int>(r));
+    const bool waits = std::atomic_ref(state.waiting).load() != 0 && std::atomic_ref(state.still_since).load() == rings;
+    if (!waits && std::atomic_ref(state.left).load() == 0) return false;
+  }
+  return world_.doorbell().heard() == rings;
+}
+
+std::string Waiter::all_waits() const {
+  std::string text;
+  std::set<std::string_view> told;
+  for (int r = 0; r < static_cast<int>(peers_.size()); ++r) {
+    const RankState& state = world_.state(r);
+    if (presence(r) == Presence::left || !told.insert(state.waits_for.data()).second) continue;
+    text += (text.empty() ? "" : ", ") + named(r) + " waits for " + state.waits_for.data();
+  }
+  return text;
 }
 
 void Waiter::look() {

@@ -23,7 +23,8 @@ inline constexpr std::chrono::milliseconds interrupt_interval(100);
 using Sentence = std::function<std::string()>;
 
 /// One rank's waits. They end when what they wait for has come, or with an error: a rank was killed; a rank that must
-/// still post has left; someone aborted; the deadline has passed. Whichever comes first ends the world for all ranks.
+/// still post has left; all ranks wait for each other; someone aborted; the deadline has passed. Whichever comes first
+/// ends the world for all ranks.
 class Waiter {
  public:
   /// `peers` has an entry per rank, empty for those that are threads of this process (they can't end unsaid).
@@ -54,6 +55,11 @@ class Waiter {
   std::vector<Presence> presences() const;
   [[noreturn]] void lose(int lost, const char* how, const Sentence& what);
   bool ready_or_lost(const std::function<bool()>& ready, const Sentence& what);
+  /// Throws if no rank can go on. `rings`: of the doorbell, before this one asked in vain for signals.
+  void require_movement(std::uint32_t rings, const Sentence& what);
+  bool nobody_moves(std::uint32_t rings) const;
+  /// What each waits for, every different thing once.
+  std::string all_waits() const;
   void pass_deadline(const std::function<bool()>& ready, const Sentence& what);
   void check_interrupt(const Sentence& what);
   Presence presence(int rank) const;

@@ -12,7 +12,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from aliquot import _core
-from aliquot._core import InvalidArgument
+from aliquot._core import InvalidArgument, PeerLost
 from aliquot.aside import while_all_live
 
 PATIENCE = 10.0
@@ -54,17 +54,31 @@ def alone(timeout: float) -> Rendezvous:
 def _store(timeout: float) -> tuple[Store, int, int]:
     if dist.is_initialized():
         return dist.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size()
-    store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
-    return store, rank, world_size
+    try:  # a world of one: not the store waits for all ranks, but the control channel, which says who is missing
+        store, rank, _ = next(rendezvous("env://?world_size=1", timeout=timedelta(seconds=timeout)))
+    except dist.DistError as error:
+        raise _absent(int(os.environ["RANK"]), error) from None
+    return store, rank, int(os.environ["WORLD_SIZE"])
 
 
 def _joined(store: Store, rank: int, world_size: int, timeout: float) -> Rendezvous:
     """Rank 0 listens on the interface that other hosts know it by, which torchrun names."""
-    control = _core.ControlChannel(
-        store.set, lambda key: store.get(key).decode(), "control", rank, world_size,
-        os.environ.get("MASTER_ADDR", "127.0.0.1"), _patience(), timeout,
-    )  # fmt: skip
+
+    def get(key: str) -> str:
+        try:
+            return store.get(key).decode()
+        except dist.DistError as error:
+            raise _absent(rank, error) from None
+
+    address = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    control = _core.ControlChannel(store.set, get, "control", rank, world_size, address, _patience(), timeout)
     return Rendezvous(store, rank, world_size, timeout, control)
+
+
+def _absent(rank: int, error: Exception) -> PeerLost:
+    lost = PeerLost(f"rank {rank} waited for all ranks to join, in vain; not arrived: rank 0 ({error})")
+    lost.rank = 0
+    return lost
 
 
 def _patience() -> float:

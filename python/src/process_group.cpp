@@ -22,8 +22,9 @@ struct Intent {
     tag.operation.copy(operation.data(), operation.size() - 1);
     tag.unit.copy(unit.data(), unit.size() - 1);
   }
+  bool of_unit() const { return unit[0] != '\0'; }
   std::string text() const {
-    const std::string of = unit[0] == '\0' ? "" : " of unit '" + std::string(unit.data()) + "'";
+    const std::string of = of_unit() ? " of unit '" + std::string(unit.data()) + "'" : "";
     return "'" + std::string(operation.data()) + "'" + of + " (" + std::to_string(bytes) + " bytes)";
   }
   friend bool operator==(const Intent&, const Intent&) = default;
@@ -120,12 +121,16 @@ class ProcessGroupCommunicator final : public Communicator {
     gather_bytes(std::as_bytes(std::span(&mine, 1)), reinterpret_cast<std::byte*>(all.data()));
     const auto other = std::ranges::find_if(all, [&](const Intent& intent) { return intent != mine; });
     if (other == all.end()) return;
-    const auto peer = static_cast<int>(other - all.begin());
-    throw CommunicatorError("rank " + std::to_string(names().of(rank())) + " is at " + mine.text() + ", rank " +
-                            std::to_string(names().of(peer)) + " at " + other->text() +
-                            ": the ranks took different paths through the model. That works on one-sided transports "
-                            "only (transport=\"shared_memory\"); here every rank must run the same units in the same "
-                            "order");
+    const int peer = names().of(static_cast<int>(other - all.begin()));
+    const std::string calls = "rank " + std::to_string(names().of(rank())) + " is at " + mine.text() + ", rank " +
+                              std::to_string(peer) + " at " + other->text();
+    if (!mine.of_unit() || !other->of_unit()) {
+      throw CommunicatorError("ranks disagree: " + calls + ". Every rank must call the same in the same order");
+    }
+    throw CommunicatorError(calls +
+                            ": the ranks took different paths through the model. That works on one-sided "
+                            "transports only (transport=\"shared_memory\"); here every rank must run the same units in "
+                            "the same order");
   }
 
   void add_in_rank_order(const std::vector<float>& pieces, std::span<float> sum) const {

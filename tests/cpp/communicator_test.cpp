@@ -111,6 +111,42 @@ TEST_P(Transports, ADeadlineNamesWhoHasNotArrived) {
       << outcomes[0].message;
 }
 
+Signal& signal_of(const PeerMemory& memory, int rank) { return *reinterpret_cast<Signal*>(memory.part(rank)); }
+
+TEST_P(Transports, RanksThatWaitForEachOtherLearnOfItLongBeforeTheDeadline) {
+  const auto outcomes = run(GetParam(), 3, [](Communicator& communicator) {
+    const PeerMemory memory = communicator.share(64);
+    rethrow_as_text<CommunicatorError>([&] {
+      if (communicator.rank() == 1) communicator.barrier({"save", ""});
+      communicator.wait_until([&] { return reached(signal_of(memory, 1), 1); }, "gradients");
+    });
+  });
+  expect_each_says(outcomes, {"ranks disagree", "rank 0 waits for gradients, rank 1 waits for barrier \"save\""});
+}
+
+TEST_P(Transports, WhoWaitsWithAllOthersForOneThatLeftIsToldOfThatOne) {
+  const auto outcomes = run(GetParam(), 3, [](Communicator& communicator) {
+    const PeerMemory memory = communicator.share(64);
+    if (communicator.rank() == 2) return;
+    const int other = communicator.rank() + 1;
+    rethrow_as_text<PeerLost>(
+        [&] { communicator.wait_until([&] { return reached(signal_of(memory, other), 1); }, "gradients"); });
+  });
+  expect_each_says({outcomes[0], outcomes[1]}, {"rank 2", "has left"});
+}
+
+// The one that computes holds up all others for several looks of theirs.
+TEST_P(Transports, ChainsOfWaitsForOneThatComputesAreLeftAlone) {
+  expect_success(run(GetParam(), 3, [](Communicator& communicator) {
+    const PeerMemory memory = communicator.share(64);
+    const int next = communicator.rank() + 1;
+    if (next < 3) communicator.wait_until([&] { return reached(signal_of(memory, next), 1); }, "the next rank");
+    if (next == 3) std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    communicator.post(signal_of(memory, communicator.rank()), 1);
+    require_sum_of_ones(communicator);
+  }));
+}
+
 TEST_P(Transports, AnAbortReachesPresentAndLaterWaits) {
   const auto outcomes = run(GetParam(), 3, [](Communicator& communicator) {
     if (communicator.rank() == 2) communicator.abort("the disk is full");

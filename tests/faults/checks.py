@@ -134,7 +134,7 @@ def random_kills(job: Job, death: Death, count: int, seed: int) -> int:
         clean(job)
         progress = Progress()
         with started(WORLD_SIZE, run, job, progress, transport=None) as ranks:
-            await_step(progress.saved, 1)
+            await_step(ranks, progress.saved, 1)
             time.sleep(chance.uniform(0, window))  # the instant is what is random
             ranks.kill(chance.randrange(WORLD_SIZE))
             death.follow(ranks)
@@ -147,18 +147,19 @@ def duration(job: Job) -> float:
     clean(job)
     progress = Progress()
     with started(WORLD_SIZE, run, job, progress, transport=None) as ranks:
-        await_step(progress.saved, 1)
+        await_step(ranks, progress.saved, 1)
         begin = time.monotonic()
         ranks.results(TIMEOUT)
         return time.monotonic() - begin
 
 
-def await_step(steps: Steps, step: int) -> None:
-    """Returns when all ranks have come to it."""
+def await_step(ranks: Ranks, steps: Steps, step: int) -> None:
+    """Returns when all ranks have come to it; raises what they raise before."""
     deadline = time.monotonic() + TIMEOUT
     while min(steps) < step:
         assert time.monotonic() < deadline, f"step {step} never came"
-        time.sleep(0.001)
+        if ranks.await_first(0.001):
+            ranks.results(TIMEOUT)
 
 
 def kills_while_loading(job: Job, death: Death, count: int, seed: int) -> int:
@@ -170,7 +171,7 @@ def kills_while_loading(job: Job, death: Death, count: int, seed: int) -> int:
         progress = Progress()
         loads = (job.directory, job.stage, 100, progress)
         with started(WORLD_SIZE, load_again_and_again, *loads, transport=None) as ranks:
-            await_step(progress.begun, 1)
+            await_step(ranks, progress.begun, 1)
             time.sleep(chance.uniform(0, 0.1))
             ranks.kill(chance.randrange(WORLD_SIZE))
             death.follow(ranks)

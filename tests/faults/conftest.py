@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import shim
 from extent import LONG, SHORT, Extent
+from ranks import die_with_parent
 
 Run = Callable[..., Any]
 
@@ -26,7 +27,8 @@ def extent(request: pytest.FixtureRequest) -> Extent:
 def on_failing_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Runs `fn(*args)` in a process that was started with the shim and is warm; returns what it returns."""
     library = shim.build(tmp_path_factory.mktemp("shim"))
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=die_with_parent) as executor:
         os.environ["LD_PRELOAD"] = str(library)
         try:
             executor.submit(os.getpid).result()  # starts it

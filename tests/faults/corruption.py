@@ -13,7 +13,7 @@ import mutants
 from aliquot._core import chunk_bytes
 from aliquot.checkpoint import folder
 from checks import clean
-from job import WORLD_SIZE, Job, Progress, digest, made, run
+from job import PATIENCE, WORLD_SIZE, Job, Progress, digest, made, run
 from ranks import run_ranks
 from torch import nn
 
@@ -78,7 +78,7 @@ def damage_of_one(job: Job) -> None:
 
 def refuse_one(rank: int, job: Job) -> str:
     """What the error said. At stage 3 a rank reads its own file."""
-    aliquot.init("shared_memory", timeout=5.0)
+    aliquot.init("shared_memory", timeout=PATIENCE)
     mutants.apply(job.mutant)
     model, opt = made(stage=3, seed=5)
     mine = digest(model, opt)

@@ -16,8 +16,9 @@ from aliquot.checkpoint import folder
 from torch import nn
 
 WORLD_SIZE = 2
-PATIENCE = 2.0
-"""Seconds that a rank waits for one that is dead."""
+PATIENCE = 20.0
+"""Seconds that a rank waits for one that does not come; long enough for a machine on which others work. The dead are
+known at once."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ from extent import Extent
 from job import Job
 
 Run = Any
+Tally = Any
 
 
-def test_all_are_refused(on_failing_disk: Run, tmp_path: Path, extent: Extent) -> None:
+def test_all_are_refused(on_failing_disk: Run, tmp_path: Path, extent: Extent, tally: Tally) -> None:
     job = Job(tmp_path / "disk" / "checkpoints", stage=2)
     refused = on_failing_disk(corruption.corruptions, job, extent.flips, extent.damages, 1)
     assert refused == extent.flips + 3 * extent.damages
+    tally("damaged files refused", refused)
 
 
 def test_no_rank_loads_what_another_refuses(on_failing_disk: Run, tmp_path: Path) -> None:

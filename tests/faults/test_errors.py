@@ -10,8 +10,11 @@ from extent import Extent
 from job import Job
 
 Run = Any
+Tally = Any
 
 
-def test_all_ranks_raise_the_same_and_go_on(on_failing_disk: Run, tmp_path: Path, extent: Extent) -> None:
+def test_all_ranks_raise_the_same_and_go_on(on_failing_disk: Run, tmp_path: Path, extent: Extent, tally: Tally) -> None:
     for stage in extent.stages:
-        assert on_failing_disk(errors.refused_saves, Job(tmp_path / "disk" / "checkpoints", stage)) >= 3 * 15
+        count = on_failing_disk(errors.refused_saves, Job(tmp_path / "disk" / "checkpoints", stage))
+        assert count >= 3 * 15
+        tally("failing calls of a save, refused by all ranks", count)

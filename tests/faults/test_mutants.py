@@ -19,6 +19,7 @@ from mutants import MUTANTS
 from ranks import RankError
 
 Run = Any
+Tally = Any
 
 
 def latest_first(job: Job) -> list[Job]:
@@ -72,7 +73,7 @@ FOUND_BY: dict[str, tuple[Callable[[Job], Any], str]] = {
     "overwritten_in_place": (overwriting_kills, NOT_THE_LATEST),
     "unchecked_chunks": (corruptions, "was loaded"),
     "unchecked_manifest": (corruptions, r"was loaded|flipped \d+: "),
-    "loaded_alone": (corruption.damage_of_one, "PeerLost|in vain"),
+    "loaded_alone": (corruption.damage_of_one, "PeerLost|ranks disagree"),
     "one_name_for_drafts": (kills_of_rank_0, "File exists"),
     "drafts_stay": (errors.refused_saves, "it has left"),
     "outcome_not_told": (errors.refused_saves, r"\[.*'', |, ''"),
@@ -81,8 +82,9 @@ FOUND_BY: dict[str, tuple[Callable[[Job], Any], str]] = {
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_is_found(on_failing_disk: Run, tmp_path: Path, mutant: str) -> None:
+def test_is_found(on_failing_disk: Run, tmp_path: Path, tally: Tally, mutant: str) -> None:
     check, words = FOUND_BY[mutant]
     job = Job(tmp_path / "disk" / "checkpoints", stage=2, mutant=mutant)
     with pytest.raises((AssertionError, RankError), match=words):
         on_failing_disk(check, job)
+    tally("protocols without a step found out", 1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="how many jobs lose a rank at a random instant, per transport (the promise is 50 of 50)",
     )
     parser.addoption("--freezes", type=int, default=1, help="how many jobs lose a rank that is stopped by a signal")
-    parser.addoption("--stall-seconds", type=float, default=5.0, help="for how long ranks stall, now and then")
+    parser.addoption("--stall-seconds", type=float, default=2.5, help="for how long ranks stall, now and then")
     parser.addoption("--table", type=Path, help="where to write which models trained, such as docs/models.md")
+    parser.addoption("--fault-table", type=Path, help="where to write how faults ended, such as docs/faults.md")
 
 
 @pytest.fixture
@@ -36,26 +38,35 @@ def stall_seconds(request: pytest.FixtureRequest) -> float:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--table"):
-        config.pluginmanager.register(_Table(config.getoption("--table")))
+    if path := config.getoption("--table"):
+        config.pluginmanager.register(_Table(path, _of_models))
+    if path := config.getoption("--fault-table"):
+        config.pluginmanager.register(_Table(path, _of_faults))
+
+
+def _of_models(passed: Mapping[str, bool]) -> str:
+    from architectures import ARCHITECTURES
+    from model_table import by_cell, rendered
+
+    return rendered(by_cell(passed), ARCHITECTURES)
+
+
+def _of_faults(passed: Mapping[str, bool]) -> str:
+    from fault_matrix import rendered
+
+    return rendered(passed)
 
 
 class _Table:
-    """Notes how each model's test went at each stage, and writes docs/models.md of it."""
+    """Notes how each test went, and writes a page of the docs of it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rendered: Callable[[Mapping[str, bool]], str]) -> None:
         self.path = path
-        self.passed: dict[tuple[str, int], bool] = {}
+        self.rendered = rendered
+        self.passed: dict[str, bool] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        from model_table import TESTS
-
-        if found := TESTS.search(report.nodeid):
-            cell = found["name"], int(found["stage"])
-            self.passed[cell] = self.passed.get(cell, True) and report.passed
+        self.passed[report.nodeid] = self.passed.get(report.nodeid, True) and report.passed
 
     def pytest_sessionfinish(self) -> None:
-        from architectures import ARCHITECTURES
-        from model_table import rendered
-
-        self.path.write_text(rendered(self.passed, ARCHITECTURES))
+        self.path.write_text(self.rendered(self.passed))

@@ -25,6 +25,16 @@ PASSED, FAILED = "✓", "✗"
 TESTS = re.compile(r"test_architectures\.py::test_trains_like_unsharded\[(?P<name>.+)-(?P<stage>\d)-[a-z_-]+\]$")
 
 
+def by_cell(passed: Mapping[str, bool]) -> dict[tuple[str, int], bool]:
+    """By a model's name and the stage: whether all tests of it passed."""
+    cells: dict[tuple[str, int], bool] = {}
+    for test, ok in passed.items():
+        if found := TESTS.search(test):
+            cell = found["name"], int(found["stage"])
+            cells[cell] = cells.get(cell, True) and ok
+    return cells
+
+
 def parameters(case: Case) -> int:
     return sum(param.numel() for param in built(case).parameters())
 

@@ -98,9 +98,9 @@ class Ranks:
         answers.update((rank, (False, "did not end in time")) for rank in pending.values())
         return answers
 
-    def await_first(self, timeout: float) -> None:
-        """Returns when a rank has returned, raised or died."""
-        wait([r.pipe for r in self._ranks], timeout)
+    def await_first(self, timeout: float) -> bool:
+        """Returns when a rank has returned, raised or died; False if none has in time."""
+        return bool(wait([r.pipe for r in self._ranks], timeout))
 
     def _receive(self, rank: int) -> tuple[bool, Any]:
         try:

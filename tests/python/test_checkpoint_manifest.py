@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -147,15 +148,24 @@ HOSTILE: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 }  # fmt: skip
 
 
+def require_refused(text: bytes, complaint: str) -> None:
+    """With little more memory than the text takes."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(aliquot.CheckpointError, match=complaint):
+            parse(text)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(text) + (1 << 20)
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_manifest_is_refused(name: str) -> None:
     change, complaint = HOSTILE[name]
     content = json.loads(manifest().text())
     del content["checksum"]
     change(content)
-    text = json.dumps(content | {"checksum": checksum(content)}).encode()
-    with pytest.raises(aliquot.CheckpointError, match=complaint):
-        parse(text)
+    require_refused(json.dumps(content | {"checksum": checksum(content)}).encode(), complaint)
 
 
 @pytest.mark.parametrize(
@@ -178,5 +188,4 @@ def test_a_hostile_manifest_is_refused(name: str) -> None:
     ids=str,
 )  # fmt: skip
 def test_hostile_text_is_refused(text: bytes, complaint: str) -> None:
-    with pytest.raises(aliquot.CheckpointError, match=complaint):
-        parse(text)
+    require_refused(text, complaint)

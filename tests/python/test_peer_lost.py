@@ -7,6 +7,7 @@ import random
 import time
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import aliquot
 import pytest
@@ -50,11 +51,12 @@ def lose_a_rank(chance: random.Random, transport: Transport) -> None:
 
 
 @pytest.mark.parametrize("transport", [SHARED_MEMORY, PROCESS_GROUP], ids=str)
-def test_survivors_name_the_dead(transport: Transport, kills: int) -> None:
+def test_survivors_name_the_dead(transport: Transport, kills: int, tally: Any) -> None:
     before, children = set(SHARED_MEMORY_FILES.iterdir()), Path(f"/proc/self/task/{os.getpid()}/children")
     others = children.read_text()
     chance = random.Random(kills)
     for _ in range(kills):
         lose_a_rank(chance, transport)
+        tally("ranks killed while training, named", 1)
     assert set(SHARED_MEMORY_FILES.iterdir()) == before
     assert children.read_text() == others

@@ -35,7 +35,7 @@ class ControlChannel {
   using FaultHandler = std::function<void(int lost, const std::string& text)>;
 
   /// Collective over `store`, whose keys it uses below `name`; who can read the store can join.
-  /// \throws CommunicatorError if rank 0 can't be reached, or not all ranks have joined in time; PeerLost
+  /// \throws CommunicatorError if rank 0 can't be reached; PeerLost, also of a rank that has not joined in time
   ControlChannel(const KeyValueStore& store, const std::string& name, int rank, int world_size,
                  const ControlOptions& options = {});
   ControlChannel(const ControlChannel&) = delete;

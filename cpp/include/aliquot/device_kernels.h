@@ -153,8 +153,8 @@ struct UnitUpdate {
 };
 
 /// update() of kernels.h over a unit, in one pass: elements of the chunks whose parameter is stepped, unless the step
-/// is skipped; all others are left alone. `rule` says which rule it is. The chunks of a Quantized one begin where blocks
-/// do, as those of chunks_of() of a shard do.
+/// is skipped; all others are left alone. `rule` says which rule it is. The chunks of a Quantized one begin where
+/// blocks do, as those of chunks_of() of a shard do.
 /// \throws InvalidArgument for another pair of dtype and form, another grad_dtype, or a rule that is Normed
 void update(const Rule& rule, const UnitUpdate& unit, Stream stream);
 

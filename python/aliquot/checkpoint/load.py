@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,14 +20,14 @@ from aliquot.checkpoint.matching import Matching
 from aliquot.checkpoint.plain import unplain
 from aliquot.checkpoint.reading import Reading
 from aliquot.checkpoint.rng import rng_states, set_rng_states
-from aliquot.checkpoint.snapshot import Optimizers, Stateful, Statefuls, listed, require_kinds
+from aliquot.checkpoint.snapshot import Optimizers
+from aliquot.checkpoint.statefuls import Restored, Stateful, Statefuls, listed, loader_state, require_kinds
 from aliquot.checkpoint.verdict import agree, problem_of
 from aliquot.scaler import GradScaler
 from aliquot.sharded import ShardedModel, sharded
 from aliquot.sharded_optimizer import ShardedOptimizer, drop_gradients, settings_of
 from aliquot.states import State
 from aliquot.unit import Unit
-from aliquot.world import World
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Load:
         """What puts values in their places; none of them fails."""
         self._settle: list[Callable[[], object]] = []
         """What comes behind that."""
-        self._undo: list[Callable[[], object]] = []
+        self._restored = Restored()
         self._accumulating = False
         """Whether gradients came that no step has used."""
 
@@ -193,18 +192,11 @@ class Load:
         if schedulers and len(schedulers) != len(manifest.schedulers):
             raise CheckpointError(f"there are {len(schedulers)} schedulers, and {len(manifest.schedulers)} were saved")
         for number, scheduler in enumerate(schedulers):
-            self._load_stateful(scheduler, manifest.schedulers[number], f"schedulers[{number}]")
+            self._restored.load(scheduler, manifest.schedulers[number], f"schedulers[{number}]")
         if loader is not None:
-            self._load_stateful(loader, loader_state(manifest, self.model.world), "loader")
+            self._restored.load(loader, loader_state(manifest, self.model.world), "loader")
         if scaler is not None:
-            self._load_stateful(scaler, manifest.scaler, "scaler")
-
-    def _load_stateful(self, stateful: Stateful, saved: Any, name: str) -> None:
-        if saved is None:
-            raise CheckpointError(f"{name}: the checkpoint was saved without one")
-        before = deepcopy(stateful.state_dict())
-        self._undo.append(partial(stateful.load_state_dict, before))
-        stateful.load_state_dict(unplain(saved))
+            self._restored.load(scaler, manifest.scaler, "scaler")
 
     def _prepare_rng(self, manifest: Manifest) -> None:
         """Tries them, so that later they can't fail."""
@@ -220,8 +212,7 @@ class Load:
 
     def undo(self) -> None:
         """Takes back what was done to schedulers, the loader and the scaler."""
-        while self._undo:
-            self._undo.pop()()
+        self._restored.undo()
 
     def commit(self) -> None:
         """Collective."""
@@ -240,16 +231,3 @@ class Load:
         self.model.accumulating = self._accumulating
         if self._accumulating and self.model.scaler is not None:
             self.model.scaler.note_scaled()
-
-
-def loader_state(manifest: Manifest, world: World) -> Any:
-    """What this rank's loader goes on from."""
-    saved = [rank.loader for rank in manifest.ranks]
-    if manifest.world_size == world.world_size:
-        return saved[world.rank]
-    if any(other != saved[0] for other in saved):
-        raise CheckpointError(
-            f"loader: the {manifest.world_size} ranks that saved it had come to different places, which "
-            f"{world.world_size} ranks can't take over. Load without loader="
-        )
-    return saved[0]

@@ -16,7 +16,8 @@ from aliquot import _core
 from aliquot._core import CheckpointError
 from aliquot.checkpoint import folder
 from aliquot.checkpoint.dtypes import word_of
-from aliquot.checkpoint.snapshot import Optimizers, Snapshot, Stateful, Statefuls
+from aliquot.checkpoint.snapshot import Optimizers, Snapshot
+from aliquot.checkpoint.statefuls import Stateful, Statefuls
 from aliquot.checkpoint.verdict import agree, exchange, problem_of, told
 from aliquot.scaler import GradScaler
 from aliquot.sharded import sharded

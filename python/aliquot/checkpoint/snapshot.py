@@ -3,66 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from aliquot import _core
-from aliquot._core import CheckpointError
 from aliquot.checkpoint import contents
 from aliquot.checkpoint.dtypes import word_of
 from aliquot.checkpoint.parts import Part, as_bytes
 from aliquot.checkpoint.plain import plain
 from aliquot.checkpoint.rng import rng_states
+from aliquot.checkpoint.statefuls import Stateful, Statefuls, listed, require_kinds
 from aliquot.scaler import GradScaler
 from aliquot.sharded import ShardedModel
 from aliquot.sharded_optimizer import ShardedOptimizer, settings_of
 from aliquot.world import World
 
 Optimizers = ShardedOptimizer | Iterable[ShardedOptimizer] | None
-
-
-class Stateful(Protocol):
-    """A scheduler of learning rates, or a loader of data."""
-
-    def state_dict(self) -> Any:
-        """What it takes to go on."""
-
-    def load_state_dict(self, state: Any, /) -> Any:
-        """Goes on from there."""
-
-
-Statefuls = Stateful | Iterable[Stateful] | None
-
-
-def listed(given: Statefuls) -> list[Stateful]:
-    """One, several or none."""
-    if isinstance(given, Mapping):
-        raise CheckpointError(f"schedulers is a {type(given).__name__}; it is one scheduler, or several in a list")
-    found = [] if given is None else list(given) if isinstance(given, Iterable) else [given]
-    for number, each in enumerate(found):
-        require_stateful(each, f"schedulers[{number}]", "a scheduler of torch.optim.lr_scheduler")
-    return found
-
-
-def require_stateful(given: Any, name: str, example: str) -> None:
-    """Refuses what can't say where it is, or go on from there."""
-    for method in ("state_dict", "load_state_dict"):
-        if not callable(getattr(given, method, None)):
-            raise CheckpointError(
-                f"{name} is a {type(given).__name__}, which has no {method}; it takes what has, such as {example}"
-            )
-
-
-def require_kinds(loader: Stateful | None, scaler: GradScaler | None) -> None:
-    """Refuses a loader that keeps no place, and torch's own scaler."""
-    if loader is not None:
-        require_stateful(loader, "loader", "torchdata.stateful_dataloader.StatefulDataLoader")
-    if not isinstance(scaler, GradScaler | None):
-        kind = f"{type(scaler).__module__}.{type(scaler).__name__}"
-        raise CheckpointError(f"scaler is a {kind}; it takes the aliquot.GradScaler of the training, or None")
 
 
 @dataclass

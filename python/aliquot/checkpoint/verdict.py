@@ -41,13 +41,15 @@ def told(world: World, content: Mapping[str, Any]) -> bytes:
 def agree(world: World, name: str, mine: dict[str, Any], problem: str) -> list[dict[str, Any]]:
     """What each rank says; raises an error, the same on every rank, if one has a problem.
 
-    `mine["call"]` is what all ranks must have alike.
+    `mine["call"]` is what all ranks must have alike. Ranks that have gone on to train would never hear the control
+    channel ask: so they meet on the model's communicator first, which notices ranks that do something else.
     """
     everyone = f"every rank must call {mine['call'][0]}, with the same arguments"
     reminder = threading.Timer(REMINDER_SECONDS, logger.warning, ("rank %d waits for others: %s", world.rank, everyone))
     reminder.daemon = True
     reminder.start()
     try:
+        world.communicator.barrier("checkpoint")
         said = exchange(world, name, told(world, mine | {"problem": problem}))
     except PeerLost:
         raise
