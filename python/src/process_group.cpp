@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -29,6 +30,21 @@ struct Intent {
   }
   friend bool operator==(const Intent&, const Intent&) = default;
 };
+
+/// Does what calls Python. An error of this module that is raised there goes on as the core's own: whoever holds the
+/// communicator tells a lost rank from other failures.
+void call_python(const std::invocable auto& body) {
+  const py::gil_scoped_acquire acquire;
+  try {
+    body();
+  } catch (py::error_already_set& raised) {
+    const py::module_ core = py::module_::import("aliquot._core");
+    const auto text = [&] { return py::str(raised.value()).cast<std::string>(); };
+    if (raised.matches(core.attr("PeerLost"))) throw PeerLost(raised.value().attr("rank").cast<int>(), text());
+    if (raised.matches(core.attr("CommunicatorError"))) throw CommunicatorError(text());
+    throw;
+  }
+}
 
 /// `process_group`: whatever torch.distributed reaches. The bytes are moved by a Python object with the methods
 /// all_gather(part, whole), all_to_all(input, output), broadcast(data, root), send(data, to), receive(data, from_),
@@ -76,8 +92,8 @@ class ProcessGroupCommunicator final : public Communicator {
   void all_to_all(const Tag& tag, const std::byte* input, std::byte* output, std::size_t piece_bytes, Stream) override {
     agree(tag, piece_bytes);
     if (piece_bytes == 0) return;
-    const py::gil_scoped_acquire acquire;
-    group_.attr("all_to_all")(buffer(input, piece_bytes * ranks()), buffer(output, piece_bytes * ranks()));
+    const std::size_t bytes = piece_bytes * ranks();
+    call_python([&] { group_.attr("all_to_all")(buffer(input, bytes), buffer(output, bytes)); });
   }
 
   void send(const Tag&, std::span<const std::byte> data, int to, Stream) override {
@@ -105,14 +121,13 @@ class ProcessGroupCommunicator final : public Communicator {
   }
 
   void call(const char* method, const void* data, std::size_t bytes, int peer) {
-    const py::gil_scoped_acquire acquire;
-    group_.attr(method)(buffer(data, bytes), peer);
+    call_python([&] { group_.attr(method)(buffer(data, bytes), peer); });
   }
 
   void gather_bytes(std::span<const std::byte> part, std::byte* whole) {
     if (part.empty()) return;
-    const py::gil_scoped_acquire acquire;
-    group_.attr("all_gather")(buffer(part.data(), part.size()), buffer(whole, part.size() * ranks()));
+    call_python(
+        [&] { group_.attr("all_gather")(buffer(part.data(), part.size()), buffer(whole, part.size() * ranks())); });
   }
 
   void agree(const Tag& tag, std::size_t bytes) {
