@@ -112,7 +112,7 @@ class ShardedModel:
     def gradient_dtype(self, unit: Unit) -> torch.dtype:
         """Of the numbers that the unit's gradients are in the store."""
         halves = dtype_in_store(unit.dtype) != torch.float32
-        return torch.bfloat16 if halves and self.precision.gradients == "bf16" else torch.float32
+        return torch.bfloat16 if halves and self.precision.grad == "bf16" else torch.float32
 
     def view(self, address: int, place: Place) -> torch.Tensor:
         """The tensor of the parameter at `place` in the flat unit at `address`."""

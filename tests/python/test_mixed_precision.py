@@ -177,3 +177,44 @@ def refused(rank: int) -> None:
 
 def test_what_is_not_there_is_refused() -> None:
     run_ranks(1, refused)
+
+
+def outputs(rank: int) -> None:
+    """They are cast behind the forward, and gradients go back through the cast; without a word they stay."""
+    x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(rank))
+    plain: Any = aliquot.shard(built(CHAIN), precision=aliquot.Precision("bf16"))
+    cast: Any = aliquot.shard(built(CHAIN), precision=aliquot.Precision("bf16", output="fp32"))
+    assert (plain(x).dtype, cast(x).dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(plain(x).float(), cast(x))
+    optimizers = [aliquot.AdamW(model, **ADAMW) for model in (plain, cast)]
+    plain(x).float().square().mean().backward()
+    cast(x).square().mean().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert_same_bits(aliquot.full_state_dict(plain), aliquot.full_state_dict(cast))
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
+def test_outputs_of_the_model_are_cast(transport: Transport) -> None:
+    run_ranks(2, outputs, transport=transport)
+
+
+@pytest.mark.parametrize(
+    ("fields", "remedy"),
+    [
+        ({"compute": "bf16"}, r'Precision\(param="bf16", master="fp32"\)'),
+        ({"param": "bf16", "compute": "fp32"}, "keep_fp32="),
+        ({"param": "fp32", "compute": "bf16"}, "torch.autocast"),
+        ({"param": "bf16", "reduce": "bf16"}, "leave it out"),
+        ({"param": "bf16", "reduce": "half"}, "one of"),
+        ({"param": "bf16", "output": "float32"}, "one of"),
+    ],
+)
+def test_what_the_core_does_not_do_is_refused_with_what_to_choose(fields: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(aliquot.InvalidArgument, match=remedy):
+        aliquot.Precision(**fields)
+
+
+def test_what_it_does_may_be_said() -> None:
+    said = aliquot.Precision(param="bf16", compute="bf16", reduce="fp32", master="fp32")
+    assert said.keeps_fp32_masters([torch.bfloat16])
