@@ -125,6 +125,23 @@ void Engine::scale_gradients(float factor, Stream stream) {
   with(reducer_, [&](auto& reducer) { reducer.scale_all(factor, stream); });
 }
 
+void Engine::scale_gradient(std::size_t unit, std::size_t param, float factor, Stream stream) {
+  if (!store_.holds(unit, Role::grad)) return;
+  await_update(stream);
+  with(reducer_, [&](auto& reducer) { reducer.scale(unit, param, factor, stream); });
+}
+
+std::vector<std::vector<double>> Engine::square_sums(Stream stream) {
+  await_update(stream);
+  auto sums = exchange_square_sums(with(reducer_, [&](auto& reducer) { return reducer.statistics_by_param(stream); }),
+                                   communicator_.host());
+  const double scale = loss_scale(stream).scale;
+  for (std::vector<double>& of_unit : sums) {
+    for (double& sum : of_unit) sum /= scale * scale;
+  }
+  return sums;
+}
+
 void Engine::clear_gradients(Stream stream) {
   if (hidden_ && hidden_->under_way()) {
     for (std::size_t unit = 0; unit < unit_count(); ++unit) {

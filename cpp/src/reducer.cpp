@@ -189,7 +189,7 @@ void Reducer::restore(std::size_t unit, const std::vector<bool>& present, Stream
 
 void Reducer::scale_all(float factor, Stream) {
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
-    if (!units_[unit].empty) scale(store_.block(unit, Role::grad), factor);
+    if (!units_[unit].empty) aliquot::scale(store_.block(unit, Role::grad), factor);
     units_[unit].statistics.reset();
   }
 }
@@ -197,3 +197,22 @@ void Reducer::scale_all(float factor, Stream) {
 std::size_t Reducer::outbox_bytes() const { return outboxes_ ? outboxes_->bytes() : outbox_.bytes() + sums_.bytes(); }
 
 }  // namespace aliquot
+void Reducer::scale(std::size_t unit, std::size_t param, float factor, Stream) {
+  const Range range = store_.layout(unit).param(param);
+  if (!units_.at(unit).empty) aliquot::scale(store_.held_part(unit, Role::grad, range), factor);
+  units_[unit].statistics.reset();
+}
+
+std::vector<std::vector<GradStatistics>> Reducer::statistics_by_param(Stream) {
+  std::vector<std::vector<GradStatistics>> statistics;
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+    const Layout& layout = store_.layout(unit);
+    std::vector<GradStatistics>& of_unit = statistics.emplace_back(layout.unit().params.size());
+    if (units_[unit].empty) continue;
+    for (const Segment& segment : layout.segments(layout.shard(communicator_.rank()))) {
+      of_unit[segment.param] = grad_statistics(store_.held_part(unit, Role::grad, segment.range));
+    }
+  }
+  return statistics;
+}
+

@@ -14,6 +14,7 @@ from torch import nn
 from aliquot import _core
 from aliquot._core import Error, InvalidArgument
 from aliquot.agreement import require_agreement
+from aliquot.norms import GroupNorms, require_positive
 from aliquot.passes import require_finished
 from aliquot.places import Place
 from aliquot.sharded import ShardedModel, sharded
@@ -36,14 +37,15 @@ class ShardedOptimizer(torch.optim.Optimizer):
         max_grad_norm: float | None,
         max_skipped: int,
     ) -> None:
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise InvalidArgument(f"max_grad_norm is {max_grad_norm}; it is positive, or None")
+        require_positive(max_grad_norm)
         self.model = sharded(model)
         self.max_grad_norm = max_grad_norm
         self.max_skipped = max_skipped
         self.skipped_in_a_row = 0
         self._result: _core.StepResult | None = None
         self._made = False
+        self._group_norms: GroupNorms | None = None
+        """Of the last step, where a group clips by its own."""
         super().__init__(model.parameters() if params is None else params, defaults)
         self._require_agreement(self.param_groups)
         self._begin()
@@ -103,13 +105,30 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self.model.note_change()
         if not self.model.capturing:
             self.note(result)
+        self._clip_groups()
         return loss
 
     def require_settings(self, group: dict[str, Any]) -> None:
-        """Refuses hyperparameters that can't be right, of a checkpoint."""
+        """Refuses hyperparameters that can't be right."""
+        require_positive(group.get("max_grad_norm"))
 
     def require_ready(self) -> None:
         """Refuses to step where gradients or parameters are not where they belong. Collective while a save goes on."""
+    def _clip_groups(self) -> None:
+        """Each that has a `max_grad_norm` of its own, by its own norm. The host waits."""
+        max_norms = [group.get("max_grad_norm") for group in self.param_groups]
+        self._group_norms = None
+        if all(max_norm is None for max_norm in max_norms):
+            return
+        if self.model.capturing:
+            raise Error(
+                "a captured step takes no group with a max_grad_norm of its own, since the host waits for its norm: "
+                "clip all with max_grad_norm= of the optimizer"
+            )
+        groups = [[self._place_of(param) for param in group["params"]] for group in self.param_groups]
+        self._group_norms = GroupNorms(self.model, groups)
+        self._group_norms.clip(max_norms)
+
         self.model.world.background.poll(self.model.world.communicator)
         require_in_store(self.model)
         self.model.require_bound()
@@ -122,6 +141,24 @@ class ShardedOptimizer(torch.optim.Optimizer):
     def note(self, result: _core.StepResult) -> None:
         """Remembers how a step went; tells of a skipped one, and raises where too many were."""
         new = self._result is None or result.steps_skipped > self._result.steps_skipped
+        return self._norm_of_step() if self._group_norms is None else self._tensor(self._group_norms.total)
+
+    @property
+    def grad_norms(self) -> torch.Tensor:
+        """The same for each parameter group. Measured where any group has a `max_grad_norm` of its own."""
+        if self._group_norms is None:
+            raise Error(
+                "norms of groups are measured where a group has a max_grad_norm of its own, as in "
+                'params=[{"params": ..., "max_grad_norm": math.inf}, ...], which measures and does not clip; and by '
+                "the first step"
+            )
+        return self._tensor(self._group_norms.norms)
+
+    def _tensor(self, value: float | list[float]) -> torch.Tensor:
+        return torch.tensor(value, device=self.model.world.device)
+
+    def _norm_of_step(self) -> torch.Tensor:
+        """As the core measured it, when all was clipped."""
         self._result = result
         self.skipped_in_a_row = self._skips_in_a_row(result)
         if not (result.skipped and new):
@@ -147,6 +184,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
             return
         try:
             self._require_agreement(self.param_groups[-1:])
+        require_positive(param_group.get("max_grad_norm"))
             self._extend(self.param_groups[-1])
         except BaseException:
             self.param_groups.pop()

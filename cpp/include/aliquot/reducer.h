@@ -81,6 +81,10 @@ class Reducer {
   /// From here on what it does is on `timeline`, if there is one.
   void profile(Timeline* timeline) { timeline_ = timeline; }
   std::size_t outbox_bytes() const;
+  /// Multiplies one parameter's.
+  void scale(std::size_t unit, std::size_t param, float factor, Stream stream = {});
+  /// Of this rank's shards, by parameter, as a pass of its own. Zero where there is no gradient.
+  std::vector<std::vector<GradStatistics>> statistics_by_param(Stream stream = {});
   const ReduceStatistics& reduce_statistics() const { return statistics_; }
 
  private:
