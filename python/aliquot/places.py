@@ -69,13 +69,19 @@ class Place:
         )
         refuse(self, func, "the parameter", remedy)
 
-    def require_trainable(self) -> None:
-        """Refuses to unfreeze what was frozen by `aliquot.shard`."""
+    def unfreeze(self) -> None:
+        """What `param.requires_grad_(True)` does first: where it was frozen by `aliquot.shard`, its unit trains from
+        here on. Every rank does it, between steps.
+        """  # fmt: skip
         if not self.unit.trainable:
-            raise Error(
-                f"rank {self.rank}: {self.name} was frozen when the model was sharded, so there is no place for its "
-                "gradient. What is to be unfrozen later must train at aliquot.shard: freeze it after aliquot.shard"
-            )
+            self.model.unfreeze(self.unit)
+
+    def refuse_unfrozen(self) -> NoReturn:
+        """The error for a gradient for which there is no place."""
+        raise Error(
+            f"rank {self.rank}: {self.name} got a gradient, but was frozen when the model was sharded, so there is no "
+            "place for it. Call requires_grad_(True) on every rank, between steps and not within aliquot.gathered"
+        )
 
     def require_bound(self) -> None:
         """Refuses to go on where another parameter was put in this one's place."""

@@ -20,6 +20,7 @@ from aliquot.places import Place
 from aliquot.sharded import ShardedModel, sharded
 from aliquot.states import QuantizedState, Scalars, State
 from aliquot.tensors import TENSORS
+from aliquot.unit import Unit
 
 logger = logging.getLogger("aliquot")
 
@@ -43,13 +44,14 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self.max_skipped = max_skipped
         self.skipped_in_a_row = 0
         self._result: _core.StepResult | None = None
-        self._made = False
         self._group_norms: GroupNorms | None = None
         """Of the last step, where a group clips by its own."""
+        self._made = False
         super().__init__(model.parameters() if params is None else params, defaults)
         self._require_agreement(self.param_groups)
         self._begin()
         self._made = True
+        self.model.optimizers.add(self)
 
     @abstractmethod
     def _begin(self) -> None:
@@ -58,6 +60,9 @@ class ShardedOptimizer(torch.optim.Optimizer):
     @abstractmethod
     def _extend(self, group: dict[str, Any]) -> None:
         """Takes one more of `param_groups`."""
+
+    def take_unit(self, unit: Unit) -> None:
+        """The unit trains from here on."""
 
     @abstractmethod
     def _update(self) -> _core.StepResult:
@@ -100,20 +105,14 @@ class ShardedOptimizer(torch.optim.Optimizer):
         require_unmoved(self.model)
         if self.model.scaler is not None:
             self.model.scaler.require_scaled(self)
+        self._clip_groups()
         result = self._update()
         self.model.passes.end_step()
         self.model.note_change()
         if not self.model.capturing:
             self.note(result)
-        self._clip_groups()
         return loss
 
-    def require_settings(self, group: dict[str, Any]) -> None:
-        """Refuses hyperparameters that can't be right."""
-        require_positive(group.get("max_grad_norm"))
-
-    def require_ready(self) -> None:
-        """Refuses to step where gradients or parameters are not where they belong. Collective while a save goes on."""
     def _clip_groups(self) -> None:
         """Each that has a `max_grad_norm` of its own, by its own norm. The host waits."""
         max_norms = [group.get("max_grad_norm") for group in self.param_groups]
@@ -129,6 +128,12 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self._group_norms = GroupNorms(self.model, groups)
         self._group_norms.clip(max_norms)
 
+    def require_settings(self, group: dict[str, Any]) -> None:
+        """Refuses hyperparameters that can't be right."""
+        require_positive(group.get("max_grad_norm"))
+
+    def require_ready(self) -> None:
+        """Refuses to step where gradients or parameters are not where they belong. Collective while a save goes on."""
         self.model.world.background.poll(self.model.world.communicator)
         require_in_store(self.model)
         self.model.require_bound()
@@ -136,11 +141,6 @@ class ShardedOptimizer(torch.optim.Optimizer):
     @property
     def grad_norm(self) -> torch.Tensor:
         """Norm of the last step's gradients before clipping, a scalar; NaN if not finite."""
-        return torch.tensor(math.nan if self._result is None or self._result.skipped else self._result.grad_norm)
-
-    def note(self, result: _core.StepResult) -> None:
-        """Remembers how a step went; tells of a skipped one, and raises where too many were."""
-        new = self._result is None or result.steps_skipped > self._result.steps_skipped
         return self._norm_of_step() if self._group_norms is None else self._tensor(self._group_norms.total)
 
     @property
@@ -159,6 +159,11 @@ class ShardedOptimizer(torch.optim.Optimizer):
 
     def _norm_of_step(self) -> torch.Tensor:
         """As the core measured it, when all was clipped."""
+        return torch.tensor(math.nan if self._result is None or self._result.skipped else self._result.grad_norm)
+
+    def note(self, result: _core.StepResult) -> None:
+        """Remembers how a step went; tells of a skipped one, and raises where too many were."""
+        new = self._result is None or result.steps_skipped > self._result.steps_skipped
         self._result = result
         self.skipped_in_a_row = self._skips_in_a_row(result)
         if not (result.skipped and new):
@@ -179,12 +184,12 @@ class ShardedOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Steps more of the model's parameters from here on. Every rank calls it, between steps."""
+        require_positive(param_group.get("max_grad_norm"))
         super().add_param_group(param_group)
         if not self._made:
             return
         try:
             self._require_agreement(self.param_groups[-1:])
-        require_positive(param_group.get("max_grad_norm"))
             self._extend(self.param_groups[-1])
         except BaseException:
             self.param_groups.pop()

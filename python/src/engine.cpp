@@ -218,6 +218,7 @@ void register_engine(py::module_& module) {
       .def_property_readonly("uses_slots", &Engine::uses_slots, "Whether later units overwrite gathered ones.")
       .def(
           "reset", [](Engine& self, Address stream) { self.reset(stream_at(stream)); }, released)
+      .def("unfreeze", &Engine::unfreeze, released)
       .def("begin_write", &Engine::begin_write, released)
       .def(
           "write",

@@ -132,27 +132,6 @@ def test_freezing_and_unfreezing_between_steps(stage: int, transport: Transport)
     run_ranks(WORLD_SIZE, freeze, stage, transport=transport)
 
 
-class FrozenAtFirst(Chain):
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks[0].requires_grad_(False)
-
-
-def unfreeze_what_has_no_place(rank: int, stage: int) -> None:
-    sharded = Sharded(Case(FrozenAtFirst, plain), stage)
-    sharded.step(rank, 0)
-    sharded.model.blocks[0].requires_grad_(False)
-    for unfreeze in (sharded.model.requires_grad_, partial(setattr, sharded.model.blocks[0].up.bias, "requires_grad")):
-        with pytest.raises(aliquot.Error, match=r"blocks\.0.*freeze it after aliquot\.shard"):
-            unfreeze(True)
-    sharded.step(rank, 1)
-
-
-@pytest.mark.parametrize(("stage", "transport"), WAYS, ids=str)
-def test_unfreezing_what_was_frozen_at_shard_is_refused(stage: int, transport: Transport) -> None:
-    run_ranks(WORLD_SIZE, unfreeze_what_has_no_place, stage, transport=transport)
-
-
 # Hooks on parameters
 
 
