@@ -23,7 +23,8 @@ std::vector<UnitSpec> units(DType dtype, bool all_train) {
 class EngineUnfreezes : public ::testing::TestWithParam<std::tuple<Transport, int>> {
  protected:
   EngineOptions options(MasterForm master = MasterForm::low16) const {
-    EngineOptions options{.stage = Stage(std::get<1>(GetParam()))};
+    EngineOptions options;
+    options.stage = Stage(std::get<1>(GetParam()));
     options.store.master = master;
     return options;
   }
