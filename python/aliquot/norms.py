@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from aliquot._core import InvalidArgument
-from aliquot.places import Place
+from aliquot._core import Error, InvalidArgument
+from aliquot.places import Place, places_of
 
 if TYPE_CHECKING:
     from aliquot.sharded import ShardedModel
@@ -63,3 +63,18 @@ class GroupNorms:
         for places, norm, max_norm in zip(self.groups, self.norms, max_norms, strict=True):
             if max_norm is not None:
                 clip(places, norm, max_norm)
+
+
+def clip_groups(model: ShardedModel, groups: Sequence[Mapping[str, Any]]) -> GroupNorms | None:
+    """Clips each parameter group that has a `max_grad_norm` of its own. None where none has; else the host waits."""
+    max_norms = [group.get("max_grad_norm") for group in groups]
+    if all(max_norm is None for max_norm in max_norms):
+        return None
+    if model.capturing:
+        raise Error(
+            "a captured step takes no group with a max_grad_norm of its own, since the host waits for its norm: clip "
+            "all with max_grad_norm= of the optimizer"
+        )
+    norms = GroupNorms(model, [places_of("step", group["params"]) for group in groups])
+    norms.clip(max_norms)
+    return norms

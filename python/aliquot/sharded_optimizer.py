@@ -14,7 +14,7 @@ from torch import nn
 from aliquot import _core
 from aliquot._core import Error, InvalidArgument
 from aliquot.agreement import require_agreement
-from aliquot.norms import GroupNorms, require_positive
+from aliquot.norms import GroupNorms, clip_groups, require_positive
 from aliquot.passes import require_finished
 from aliquot.places import Place
 from aliquot.sharded import ShardedModel, sharded
@@ -105,28 +105,13 @@ class ShardedOptimizer(torch.optim.Optimizer):
         require_unmoved(self.model)
         if self.model.scaler is not None:
             self.model.scaler.require_scaled(self)
-        self._clip_groups()
+        self._group_norms = clip_groups(self.model, self.param_groups)
         result = self._update()
         self.model.passes.end_step()
         self.model.note_change()
         if not self.model.capturing:
             self.note(result)
         return loss
-
-    def _clip_groups(self) -> None:
-        """Each that has a `max_grad_norm` of its own, by its own norm. The host waits."""
-        max_norms = [group.get("max_grad_norm") for group in self.param_groups]
-        self._group_norms = None
-        if all(max_norm is None for max_norm in max_norms):
-            return
-        if self.model.capturing:
-            raise Error(
-                "a captured step takes no group with a max_grad_norm of its own, since the host waits for its norm: "
-                "clip all with max_grad_norm= of the optimizer"
-            )
-        groups = [[self._place_of(param) for param in group["params"]] for group in self.param_groups]
-        self._group_norms = GroupNorms(self.model, groups)
-        self._group_norms.clip(max_norms)
 
     def require_settings(self, group: dict[str, Any]) -> None:
         """Refuses hyperparameters that can't be right."""
