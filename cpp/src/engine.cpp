@@ -202,6 +202,7 @@ void Engine::unfreeze(std::size_t unit) {
                           "it train then, and freeze it afterwards (in Python: after aliquot.shard)");
   }
   communicator_.barrier({"unfreeze", spec.name});
+  if (replicas_) replicas_->meet({"unfreeze", spec.name});
   store_.unfreeze(unit, communicator_, memory_);
   std::get<std::unique_ptr<Reducer>>(reducer_)->make_room(memory_);
   if (!store_.holds(unit, Role::master)) return;

@@ -72,11 +72,11 @@ def test_clipping_some_parameters(stage: int, transport: Transport) -> None:
     run_ranks(WORLD_SIZE, clip_by_hand, stage, transport=transport)
 
 
-def train(rank: int, stage: int, kind: str, max_norm: float | None) -> dict[str, Tensor]:
+def train(rank: int, stage: int, kind: str, max_norm: float | None, replicas: int = 1) -> dict[str, Tensor]:
     """The second group clips only where it is told to; all are clipped by what is left, if told so."""
     make, make_whole = MAKE[kind]
-    model: Any = aliquot.shard(built(CASE), stage=stage)
-    reference = Reference(CASE, WORLD_SIZE)
+    model: Any = aliquot.shard(built(CASE), stage=stage, replicas=replicas)
+    reference = Reference(CASE, WORLD_SIZE * replicas)
     groups = [{"params": params, "max_grad_norm": own} for params, own in zip(halves(model), MAX_NORMS, strict=True)]
     optimizer = make(model, params=groups, lr=LR, max_grad_norm=max_norm)
     wholes = [make_whole([{"params": half} for half in halves(r)], lr=LR) for r in reference.replicas]
@@ -107,6 +107,10 @@ def test_groups_that_clip_by_their_own_norm(kind: str, max_norm: float | None) -
     jobs += [run_ranks(WORLD_SIZE, train, 3, kind, max_norm, transport=PROCESS_GROUP)]
     for weights in (weights for job in jobs for weights in job):
         assert_same_bits(weights, jobs[0][0])
+
+
+def test_groups_in_replicas() -> None:
+    run_ranks(2 * WORLD_SIZE, train, 3, "AdamW", 0.03, 2)
 
 
 def unscaled(rank: int) -> None:

@@ -57,11 +57,11 @@ MAKE: dict[str, tuple[Any, Any]] = {
 }
 
 
-def train_on(rank: int, stage: int, kind: str, later: bool) -> None:
+def train_on(rank: int, stage: int, kind: str, later: bool, replicas: int = 1) -> None:
     """`later`: the optimizer is given what is unfrozen then; else it has had it all along, without gradients."""
     make, make_whole = MAKE[kind]
-    model: Any = aliquot.shard(built(FROZEN), stage=stage)
-    reference = Reference(FROZEN, WORLD_SIZE)
+    model: Any = aliquot.shard(built(FROZEN), stage=stage, replicas=replicas)
+    reference = Reference(FROZEN, WORLD_SIZE * replicas)
     optimizer = make(model, params=trained(model) if later else None, lr=LR)
     wholes = [make_whole(trained(m) if later else m.parameters(), lr=LR) for m in reference.replicas]
     for step in range(STEPS):
@@ -84,6 +84,29 @@ def train_on(rank: int, stage: int, kind: str, later: bool) -> None:
 @pytest.mark.parametrize(("stage", "transport"), WAYS, ids=str)
 def test_trains_like_unsharded(stage: int, transport: Transport, kind: str, later: bool) -> None:
     run_ranks(WORLD_SIZE, train_on, stage, kind, later, transport=transport)
+
+
+def test_in_replicas() -> None:
+    run_ranks(2 * WORLD_SIZE, train_on, 3, "AdamW", True, 2)
+
+
+def with_moments_of_8_bits(rank: int) -> None:
+    model: Any = aliquot.shard(built(FROZEN))
+    optimizer = aliquot.AdamW(model, lr=LR, moment_bits=8)
+    for step in range(STEPS):
+        unfreeze(model, step)
+        before = aliquot.full_state_dict(model, all_ranks=True)
+        optimizer.zero_grad()
+        square_loss(model, Turn(rank, step)).backward()
+        optimizer.step()
+        after = aliquot.full_state_dict(model, all_ranks=True)
+        for name, param in model.named_parameters():
+            assert after[name].isfinite().all()
+            assert torch.equal(after[name], before[name]) != param.requires_grad, name
+
+
+def test_moments_of_8_bits_come_too() -> None:
+    run_ranks(WORLD_SIZE, with_moments_of_8_bits)
 
 
 def unfrozen_or_never_frozen(rank: int, stage: int, precision: Any) -> None:
