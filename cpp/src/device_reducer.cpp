@@ -273,31 +273,4 @@ void DeviceReducer::restore(std::size_t unit, const std::vector<bool>& present, 
   stale_ = true;
 }
 
-std::span<const std::byte> DeviceReducer::report(Stream stream) {
-  if (stale_) measure(stream);
-  stale_ = false;
-  return {report_.data(), shape_.bytes()};
-}
-
-void DeviceReducer::measure(Stream stream) {
-  const DeviceGuard guard(device_);
-  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
-    if (units_[unit].empty) continue;
-    cuda::grad_statistics(store_.own_bytes(unit, Role::grad).data(), store_.gradient_dtype(unit),
-                          store_.layout(unit).shard_numel(), statistics_of(unit), workspace_.data(), stream);
-  }
-}
-
-void DeviceReducer::scale_all(float factor, Stream stream) {
-  const DeviceGuard guard(device_);
-  copy_async(factor_.data(), &factor, sizeof factor, stream);
-  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
-    if (units_[unit].empty) continue;
-    const std::span<std::byte> held = store_.bytes_of(unit, Role::grad);
-    cuda::scale(held.data(), store_.gradient_dtype(unit), held.size() / store_.width(unit, Role::grad),
-                reinterpret_cast<const float*>(factor_.data()), stream);
-  }
-  stale_ = true;
-}
-
 }  // namespace aliquot

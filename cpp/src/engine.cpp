@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "aliquot/kernels.h"
 #include "device_optimizer.h"
 #include "device_reducer.h"
 #include "device_write.h"
@@ -125,6 +126,23 @@ void Engine::scale_gradients(float factor, Stream stream) {
   with(reducer_, [&](auto& reducer) { reducer.scale_all(factor, stream); });
 }
 
+void Engine::scale_gradient(std::size_t unit, std::size_t param, float factor, Stream stream) {
+  if (!store_.holds(unit, Role::grad)) return;
+  await_update(stream);
+  with(reducer_, [&](auto& reducer) { reducer.scale(unit, param, factor, stream); });
+}
+
+std::vector<std::vector<double>> Engine::square_sums(Stream stream) {
+  await_update(stream);
+  auto sums = exchange_square_sums(with(reducer_, [&](auto& reducer) { return reducer.statistics_by_param(stream); }),
+                                   communicator_.host());
+  const double scale = loss_scale(stream).scale;
+  for (std::vector<double>& of_unit : sums) {
+    for (double& sum : of_unit) sum /= scale * scale;
+  }
+  return sums;
+}
+
 void Engine::clear_gradients(Stream stream) {
   if (hidden_ && hidden_->under_way()) {
     for (std::size_t unit = 0; unit < unit_count(); ++unit) {
@@ -173,6 +191,25 @@ void Engine::write(std::size_t unit, std::size_t param, const float* values, Str
   const Range range = layout(unit).param(param);
   if (!on_cpu(memory_)) return write_on_device(store_, unit, range, values, memory_.device(), stream);
   write_on_host(store_, unit, range, values);
+}
+
+void Engine::unfreeze(std::size_t unit) {
+  const UnitSpec& spec = layout(unit).unit();
+  if (spec.trainable) return;
+  if (!on_cpu(memory_)) {
+    throw InvalidArgument("unit '" + spec.name +
+                          "' did not train when the engine was made, which is when memory of a device is planned: let "
+                          "it train then, and freeze it afterwards (in Python: after aliquot.shard)");
+  }
+  communicator_.barrier({"unfreeze", spec.name});
+  if (replicas_) replicas_->meet({"unfreeze", spec.name});
+  store_.unfreeze(unit, communicator_, memory_);
+  std::get<std::unique_ptr<Reducer>>(reducer_)->make_room(memory_);
+  if (!store_.holds(unit, Role::master)) return;
+  const Range held = store_.held_range(unit, Role::param);
+  std::vector<float> values(held.size());
+  cast(store_.bytes_of(unit, Role::param).data(), spec.dtype, values.data(), DType::fp32, values.size());
+  write_on_host(store_, unit, held, values.data());
 }
 
 void Engine::end_write(Stream stream) { gatherer_.publish(stream); }

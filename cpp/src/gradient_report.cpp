@@ -96,4 +96,24 @@ GradientReport exchange_gradient_report(const ShardStore& store, Reducer& reduce
   return report;
 }
 
+std::vector<std::vector<double>> exchange_square_sums(const std::vector<std::vector<GradStatistics>>& mine,
+                                                      Communicator& communicator) {
+  std::vector<double> flat;
+  for (const std::vector<GradStatistics>& of_unit : mine) {
+    for (const GradStatistics& said : of_unit) flat.push_back(said.non_finite == 0 ? said.square_sum : std::nan(""));
+  }
+  std::vector<double> all(flat.size() * static_cast<std::size_t>(communicator.world_size()));
+  communicator.all_gather({"square sums", ""}, std::as_bytes(std::span(flat)),
+                          reinterpret_cast<std::byte*>(all.data()));
+  std::vector<std::vector<double>> sums;
+  std::size_t next = 0;
+  for (const std::vector<GradStatistics>& of_unit : mine) {
+    for (double& sum : sums.emplace_back(of_unit.size(), 0.0)) {
+      for (std::size_t at = next; at < all.size(); at += flat.size()) sum += all[at];
+      ++next;
+    }
+  }
+  return sums;
+}
+
 }  // namespace aliquot

@@ -13,6 +13,11 @@ GradientReport exchange_gradient_report(const ShardStore& store, Reducer& reduce
 GradientReport exchange_gradient_report(const ShardStore& store, DeviceReducer& reducer, Communicator& communicator,
                                         Stream stream);
 
+/// The square sums of all ranks, by unit and parameter, of what each says of its shards; NaN where an element is not
+/// finite. Collective.
+std::vector<std::vector<double>> exchange_square_sums(const std::vector<std::vector<GradStatistics>>& mine,
+                                                      Communicator& communicator);
+
 /// The parameter of `layout` that flat element `element` belongs to; empty for padding.
 std::string param_name_at(const Layout& layout, std::size_t element);
 

@@ -11,20 +11,29 @@ namespace aliquot {
 
 Reducer::Reducer(ShardStore& store, Communicator& communicator, MemoryResource& memory)
     : store_(store), communicator_(communicator), units_(store.unit_count()) {
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+    units_[unit].present.resize(store.layout(unit).unit().params.size());
+  }
+  make_room(memory);
+  if (communicator.one_sided()) chore_ = communicator.add_chore([this] { sum_for_peers(); });
+}
+
+void Reducer::make_room(MemoryResource& memory) {
   std::size_t largest = 0;
   std::vector<std::string> names;
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
-    const Layout& layout = store.layout(unit);
+    const Layout& layout = store_.layout(unit);
     names.push_back(layout.unit().name);
-    units_[unit].present.resize(layout.unit().params.size());
-    if (store.holds(unit, Role::grad)) largest = std::max(largest, layout.numel());
+    if (store_.holds(unit, Role::grad)) largest = std::max(largest, layout.numel());
   }
-  if (communicator.one_sided()) {
-    outboxes_ = std::make_unique<Outboxes>(communicator, std::move(names), largest);
-    chore_ = communicator.add_chore([this] { sum_for_peers(); });
+  outboxes_.reset();  // before there are others
+  outbox_ = {};
+  sums_ = {};
+  if (communicator_.one_sided()) {
+    outboxes_ = std::make_unique<Outboxes>(communicator_, std::move(names), largest);
   } else {
     outbox_ = Buffer(memory, largest * sizeof(float));
-    sums_ = Buffer(memory, outbox_.bytes() / static_cast<std::size_t>(communicator.world_size()));
+    sums_ = Buffer(memory, outbox_.bytes() / static_cast<std::size_t>(communicator_.world_size()));
   }
 }
 
@@ -189,9 +198,28 @@ void Reducer::restore(std::size_t unit, const std::vector<bool>& present, Stream
 
 void Reducer::scale_all(float factor, Stream) {
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
-    if (!units_[unit].empty) scale(store_.block(unit, Role::grad), factor);
+    if (!units_[unit].empty) aliquot::scale(store_.block(unit, Role::grad), factor);
     units_[unit].statistics.reset();
   }
+}
+
+void Reducer::scale(std::size_t unit, std::size_t param, float factor, Stream) {
+  const Range range = store_.layout(unit).param(param);
+  if (!units_.at(unit).empty) aliquot::scale(store_.held_part(unit, Role::grad, range), factor);
+  units_[unit].statistics.reset();
+}
+
+std::vector<std::vector<GradStatistics>> Reducer::statistics_by_param(Stream) {
+  std::vector<std::vector<GradStatistics>> statistics;
+  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
+    const Layout& layout = store_.layout(unit);
+    std::vector<GradStatistics>& of_unit = statistics.emplace_back(layout.unit().params.size());
+    if (units_[unit].empty) continue;
+    for (const Segment& segment : layout.segments(layout.shard(communicator_.rank()))) {
+      of_unit[segment.param] = grad_statistics(store_.held_part(unit, Role::grad, segment.range));
+    }
+  }
+  return statistics;
 }
 
 std::size_t Reducer::outbox_bytes() const { return outboxes_ ? outboxes_->bytes() : outbox_.bytes() + sums_.bytes(); }

@@ -26,6 +26,8 @@ class Replicas {
   void average(Reducer& reducer, std::uint64_t steps);
   /// This rank gives up the micro-step, and the others hear of it.
   void give_up(std::uint64_t steps);
+  /// All groups do the same now.
+  void meet(const Tag& tag) { counterparts_.barrier(tag); }
 
  private:
   std::vector<std::byte> message_of(const Reducer& reducer) const;

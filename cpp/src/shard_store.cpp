@@ -77,9 +77,15 @@ void ShardStore::hold_states(std::span<const Role> states, MemoryResource& memor
   }
   states_.assign(states.begin(), states.end());
   state_form_ = form;
+  std::vector<std::size_t> units(unit_count());
+  std::iota(units.begin(), units.end(), std::size_t{0});
+  take_states(units, memory);
+}
+
+void ShardStore::take_states(std::span<const std::size_t> units, MemoryResource& memory) {
   std::size_t bytes = 0;
   const auto for_each_state = [&](const auto& body) {
-    for (std::size_t unit = 0; unit < unit_count(); ++unit) {
+    for (const std::size_t unit : units) {
       for (const Role role : states_) body(unit, role, stepped_range(unit).size() * width(unit, role));
     }
   };
@@ -102,6 +108,17 @@ std::size_t ShardStore::scale_count(std::size_t unit) const {
   const std::size_t numel = stepped_range(unit).size();
   if (state_form_ == StateForm::fp32 || numel == 0) return 0;
   return scale_slot(numel, layout(unit).unit().params.size(), layout(unit).shard_numel());
+}
+
+void ShardStore::unfreeze(std::size_t unit, Communicator& communicator, MemoryResource& memory) {
+  Layout trained = layout(unit);
+  trained.unfreeze();
+  require_possible(trained.unit(), memory);
+  layouts_[unit] = std::move(trained);
+  for (const Role role : {Role::master, Role::grad}) {
+    if (holds(unit, role)) blocks_[unit][static_cast<std::size_t>(role)] = take(unit, role, communicator, memory);
+  }
+  take_states({&unit, 1}, memory);
 }
 
 DType ShardStore::gradient_dtype(std::size_t unit) const {

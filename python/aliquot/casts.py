@@ -29,6 +29,14 @@ def keep(model: nn.Module, precision: Precision) -> None:
         module.register_forward_hook(casts.leave, always_call=True)
 
 
+def cast_outputs(model: nn.Module, precision: Precision) -> None:
+    """Makes the model return what `precision` says. Behind all other hooks, so that they see what the forward gave."""
+    dtype = precision.outputs_in
+    if dtype is not None:
+        cast = to_dtype(dtype)
+        model.register_forward_hook(lambda module, args, output: map_tensors(cast, output))
+
+
 class _Casts:
     """Around the calls of one module that is kept in fp32."""
 

@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-from aliquot.sharded import sharded
+from aliquot.norms import clip, clip_factor, norm_of, square_sums
+from aliquot.places import places_of
+from aliquot.sharded import ShardedModel, sharded
 from aliquot.sharded_optimizer import require_reduced
 
 
-def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
-    """Scales the gradients in the store so that their global norm is at most `max_norm`; returns the norm before.
+def clip_grad_norm_(what: nn.Module | nn.Parameter | Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
+    """Scales gradients in the store so that their norm is at most `max_norm`; returns the norm before.
 
-    Every rank calls it, between backward and step. `AdamW(max_grad_norm=)` does the same without a pass of its own.
-    Gradients that are not finite are left alone, and the norm is NaN: the step will skip them.
+    `what`: a sharded model, or some of its parameters, whose gradients alone are measured and scaled: those of a group,
+    or of a part of the model. `max_norm=math.inf` measures them. Every rank calls it, with the same parameters, between
+    backward and step. `AdamW(max_grad_norm=)` clips by the norm of all without a pass of its own. Gradients that are
+    not finite are left alone, and the norm is NaN: the step will skip them.
     """
-    state = sharded(model)
-    require_reduced(state)
-    report = state.engine.gradient_report(state.stream())
+    if isinstance(what, nn.Module):
+        return torch.tensor(_clip_all(sharded(what), max_norm))
+    places = places_of("clip_grad_norm_", [what] if isinstance(what, nn.Parameter) else what)
+    if not places:
+        return torch.tensor(0.0)
+    model = places[0].model
+    require_reduced(model)
+    norm = norm_of(places, square_sums(model))
+    clip(places, norm, max_norm)
+    return torch.tensor(norm)
+
+
+def _clip_all(model: ShardedModel, max_norm: float) -> float:
+    require_reduced(model)
+    report = model.engine.gradient_report(model.stream())
     if report.non_finite:
-        return torch.tensor(math.nan)
-    factor = max_norm / (report.norm + 1e-6)
+        return math.nan
+    factor = clip_factor(report.norm, max_norm)
     if factor < 1:
-        state.engine.scale_gradients(factor, state.stream())
-    return torch.tensor(report.norm)
+        model.engine.scale_gradients(factor, model.stream())
+    return report.norm

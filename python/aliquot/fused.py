@@ -43,6 +43,7 @@ class FusedOptimizer(ShardedOptimizer):
 
     def require_settings(self, group: dict[str, Any]) -> None:
         """Whatever has a kernel's rule, and can be one."""
+        super().require_settings(group)
         self._possible_rule(group)
 
     def require_current(self) -> None:
@@ -63,12 +64,11 @@ class FusedOptimizer(ShardedOptimizer):
         """What the groups say now, as the core takes it."""
         return [self._possible_rule(group) for group in self.param_groups]
 
-    @property
-    def grad_norm(self) -> torch.Tensor:
+    def _norm_of_step(self) -> torch.Tensor:
         """As of every optimizer. On a device asking for it does not wait."""
         if address := self.model.engine.device_state():
             return self.model.tensor_at(address, (), torch.float64).float()
-        return super().grad_norm
+        return super()._norm_of_step()
 
     def _skips_in_a_row(self, result: _core.StepResult) -> int:
         """On a device the result may be of an earlier step than the last: the host does not wait."""

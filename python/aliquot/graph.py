@@ -92,7 +92,8 @@ class _Replayed(Generic[P, R]):
 
     def _made_with(self) -> tuple[object, ...]:
         scaler = self.model.scaler
-        return len(self.optimizer.param_groups), self.optimizer.max_grad_norm, scaler and scaler.rule
+        clips = [group.get("max_grad_norm") for group in self.optimizer.param_groups]
+        return clips, self.optimizer.max_grad_norm, scaler and scaler.rule
 
     def _run(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """On the stream of the capture, so that what is allocated once is there."""

@@ -164,7 +164,7 @@ def _call_if_held(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping
     if func in REBINDING and isinstance(args[0], ShardedParameter):
         args[0]._aliquot.refuse_rebinding(func)
     if func in FREEZING and isinstance(args[0], ShardedParameter) and all((*args[1:], *kwargs.values())):
-        args[0]._aliquot.require_trainable()
+        args[0]._aliquot.unfreeze()
     if func not in METADATA:
         for arg in _arguments(args, kwargs):
             if isinstance(arg, StoredGradient):

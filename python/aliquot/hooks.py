@@ -194,9 +194,13 @@ class _Arrivals:
     def __init__(self, passes: Passes, units: list[Unit]) -> None:
         self.passes = passes
         self.units = units
-        self.params = [param for unit in units if unit.trainable for param in unit.params]
         self.watched: dict[torch.Tensor, int] = {}
         """The parameters, with the ids of the hooks on them."""
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """Of the units that train by now."""
+        return [param for unit in self.units if unit.trainable for param in unit.params]
 
     def watch(self) -> None:
         """Registers the hooks, once. Torch holds them where gc can't look, so they must not hold the model."""

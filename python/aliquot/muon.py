@@ -10,21 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from aliquot._core import InvalidArgument
+from aliquot.fused import require_possible
+from aliquot.moments import Moments
 from aliquot.piecewise import Piece, PiecewiseOptimizer
 from aliquot.places import Place
 from aliquot.sharded_optimizer import Params
-from aliquot.states import Scalars, State
+from aliquot.states import Scalars, State, steps_of
 from aliquot.unit import Unit
 
 Coefficients = tuple[float, float, float]
+
+ADAMW = {"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0}
+"""What a group with `use_muon=False` is stepped with, unless it says otherwise: as Jordan's `MuonWithAuxAdam`."""
 
 
 class Muon(PiecewiseOptimizer):
     """Muon (Jordan, 2024, https://kellerjordan.github.io/posts/muon/) as `torch.optim.Muon` defines it.
 
     Its update of a matrix is the momentum made orthogonal, for which one rank needs the whole: ranks gather a unit's
-    momentum in bf16, each orthogonalizes some of the matrices, and sends the result to the others. `params`: matrices
-    only; step the rest with another optimizer, such as `TorchOptimizer(model, torch.optim.AdamW, params=rest)`.
+    momentum in bf16, each orthogonalizes some of the matrices, and sends the result to the others. `params`: matrices.
+    A group with `use_muon=False` may hold any parameters (embeddings, heads, biases), which AdamW steps. As
+    `MuonWithAuxAdam` does: `params=[{"params": matrices}, {"params": rest, "use_muon": False, "lr": 3e-4}]`.
     `max_grad_norm`, `max_skipped`: as for `AdamW`.
     """
 
@@ -47,72 +53,116 @@ class Muon(PiecewiseOptimizer):
         if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
             raise InvalidArgument(f"Muon: adjust_lr_fn is {adjust_lr_fn!r}")
         self._momentum: dict[Piece, Tensor] = {}
+        self._moments: dict[Piece, Moments] = {}
+        """Of what AdamW steps."""
         self._owners: dict[Place, int] = {}
+        """Of the matrices."""
         self._settings: dict[Place, dict[str, Any]] = {}
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov,
             "ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn,
+            "use_muon": True,
         }  # fmt: skip
         super().__init__(model, params, defaults, max_grad_norm, max_skipped)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """See ShardedOptimizer."""
+        super().add_param_group(param_group if param_group.get("use_muon", True) else ADAMW | param_group)
+
     def _extend(self, group: dict[str, Any]) -> None:
-        for name in ("lr", "weight_decay", "momentum"):
-            if not group[name] >= 0:
-                raise InvalidArgument(f"Muon: {name} is {group[name]}")
+        require_possible("Muon", group)
         for place in map(self._place_of, group["params"]):
-            if len(place.shape) != 2 or place.unit.dtype.is_complex:
+            if group["use_muon"] and (len(place.shape) != 2 or place.unit.dtype.is_complex):
                 what = f"its shape is {tuple(place.shape)}, its dtype {place.unit.dtype}"
-                raise InvalidArgument(f"Muon: {place.name} is no matrix of real numbers, {what}")
-        self._settings |= {self._place_of(param): group for param in group["params"]}
+                raise InvalidArgument(
+                    f"Muon: {place.name} is no matrix of real numbers, {what}; give it to AdamW, in a group with "
+                    "use_muon=False"
+                )
         super()._extend(group)
+        self._settings |= {self._place_of(param): group for param in group["params"]}
         self._owners = self._assigned()
 
+    def require_settings(self, group: dict[str, Any]) -> None:
+        """None that make a matrix of what is none, or the other way."""
+        super().require_settings(group)
+        require_possible("Muon", group)
+        if any((self._place_of(param) in self._owners) != group["use_muon"] for param in group["params"]):
+            raise InvalidArgument(f"Muon: use_muon is {group['use_muon']} for a group that was made with the other")
+
     def _assigned(self) -> dict[Place, int]:
-        """Who orthogonalizes which matrix: of a unit's the most costly first, each to the rank with the least to do."""
-        load = [0] * self.model.shards.world_size
+        """Who orthogonalizes which matrix: of a unit's the most costly first, each to the rank that has the least to do
+        for the unit, which is what the others wait for; of several such ranks, to the one with the least of all.
+        """  # fmt: skip
+        in_all = [0] * self.model.shards.world_size
         owners: dict[Place, int] = {}
         for unit in self.model.units:
-            matrices = self._settings.keys() & set(unit.places)
+            in_unit = [0] * len(in_all)
+            matrices = [place for place in unit.places if self._settings.get(place, {}).get("use_muon")]
             for place in sorted(matrices, key=lambda place: (-_cost(place), place.index)):
-                owners[place] = load.index(min(load))
-                load[owners[place]] += _cost(place)
+                _, _, rank = min(zip(in_unit, in_all, range(len(in_all)), strict=True))
+                owners[place] = rank
+                in_unit[rank] += _cost(place)
+                in_all[rank] += _cost(place)
         return owners
 
-    state_names = frozenset(("momentum",))
-
     def states(self) -> Iterator[State]:
-        """The momentum."""
+        """The momentum; of what AdamW steps both moments."""
         for piece, momentum in self._momentum.items():
             yield State("momentum", piece.place, piece.begin, momentum)
+        for piece, moments in self._moments.items():
+            yield State("exp_avg", piece.place, piece.begin, moments.exp_avg)
+            yield State("exp_avg_sq", piece.place, piece.begin, moments.exp_avg_sq)
 
     def scalars(self) -> Scalars:
-        """None."""
-        return {}
+        """How often AdamW stepped each parameter that it steps."""
+        return {piece.place.name: {"steps": moments.steps} for piece, moments in self._moments.items()}
 
     def prepare(self, states: Iterable[State], scalars: Scalars) -> Callable[[], None]:
         """See ShardedOptimizer."""
-        loaded = {piece: found["momentum"] for piece, found in self._by_piece(states).items()}
-        return lambda: setattr(self, "_momentum", loaded)
+        loaded = self._by_piece(states)
+        momentum = {piece: found["momentum"] for piece, found in loaded.items() if "momentum" in found}
+        moments = {
+            piece: Moments(found["exp_avg"], found["exp_avg_sq"], steps_of(scalars, piece.place))
+            for piece, found in loaded.items()
+            if {"exp_avg", "exp_avg_sq"} <= found.keys()
+        }
+
+        def put() -> None:
+            self._momentum, self._moments = momentum, moments
+
+        return put
 
     def step_pieces(self) -> None:
         """One update."""
         stepped = [piece for pieces in self.pieces for piece in pieces if piece.value.grad is not None]
         for unit in self.model.units:
             matrices = [place for place in unit.places if place in self._owners]
-            pieces = [piece for piece in stepped if piece.place.unit is unit]
-            if matrices:
+            pieces = [piece for piece in stepped if piece.place.unit is unit and piece.place in self._owners]
+            if matrices and unit.trainable:
                 whole = self._whole(unit, {piece: self._direction(piece) for piece in pieces})
                 orthogonal = self._orthogonalized(matrices, whole)
                 for piece in pieces:
                     _apply(piece, orthogonal[piece.place], self._settings[piece.place])
+        for piece in stepped:
+            if piece.place not in self._owners:
+                self._step_aside(piece)
+
+    def _step_aside(self, piece: Piece) -> None:
+        """By AdamW."""
+        value, gradient = piece.value, piece.value.grad
+        assert gradient is not None
+        if piece not in self._moments:
+            self._moments[piece] = Moments(torch.zeros_like(gradient), torch.zeros_like(gradient))
+        self._moments[piece].step(value, gradient, self._settings[piece.place])
 
     def _direction(self, piece: Piece) -> Tensor:
         """The momentum, before it is made orthogonal."""
         group, gradient = self._settings[piece.place], piece.value.grad
         assert gradient is not None
         beta = group["momentum"]
-        momentum = self._momentum.setdefault(piece, torch.zeros_like(gradient))
-        momentum.lerp_(gradient, 1 - beta)
+        if piece not in self._momentum:
+            self._momentum[piece] = torch.zeros_like(gradient)
+        momentum = self._momentum[piece].lerp_(gradient, 1 - beta)
         return gradient.lerp(momentum, beta) if group["nesterov"] else momentum
 
     def _whole(self, unit: Unit, directions: dict[Piece, Tensor]) -> Tensor:

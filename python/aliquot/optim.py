@@ -17,9 +17,10 @@ class AdamW(FusedOptimizer):
     """AdamW (https://arxiv.org/abs/1711.05101), as `torch.optim.AdamW` defines it, over a sharded model.
 
     `params`: the model's parameters or groups of them, as in torch; all by default. Groups may differ in every
-    hyperparameter. `max_grad_norm`: clips by the global norm within the step. `max_skipped`: an error after so
-    many steps in a row whose gradients were not finite; each such step changes nothing, on any rank. `moment_bits=8`:
-    block-wise 8-bit moments (https://arxiv.org/abs/2110.02861), 2 bytes a parameter instead of 8; see docs/numerics.md.
+    hyperparameter. `max_grad_norm`: clips by the global norm within the step; a group that has one of its own is
+    clipped by its own norm before that (`grad_norms`). `max_skipped`: an error after so many steps in a row whose
+    gradients were not finite; each such step changes nothing, on any rank. `moment_bits=8`: block-wise 8-bit moments
+    (https://arxiv.org/abs/2110.02861), 2 bytes a parameter instead of 8; see docs/numerics.md.
     """
 
     def __init__(

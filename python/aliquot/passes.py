@@ -221,6 +221,11 @@ class Passes:
             unit.held = False
             unit.mark()
 
+    def require_between(self, what: str) -> None:
+        """Refuses `what` within a forward or a backward."""
+        if self.depth or self.in_backward:
+            raise Error(f"rank {self.model.world.rank}: {what} within a forward or backward: do it between steps")
+
     def give_up(self, why: str) -> None:
         """Puts everything back after a pass that did not finish."""
         logger.warning("rank %d: %s", self.model.world.rank, why)
@@ -276,7 +281,7 @@ def _plain(grad: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _refuse_frozen(left: list[tuple[Unit, list[torch.Tensor | None]]]) -> None:
     for unit, grads in left:
         if not unit.trainable:
-            next(place for place, grad in zip(unit.places, grads, strict=True) if grad is not None).require_trainable()
+            next(place for place, grad in zip(unit.places, grads, strict=True) if grad is not None).refuse_unfrozen()
 
 
 @contextmanager

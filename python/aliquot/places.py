@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
 
-from aliquot._core import Error
+from aliquot._core import Error, InvalidArgument
 from aliquot.guard import StoredGradient, refuse
 from aliquot.tensors import TENSORS
 from aliquot.words import in_words
@@ -69,13 +69,19 @@ class Place:
         )
         refuse(self, func, "the parameter", remedy)
 
-    def require_trainable(self) -> None:
-        """Refuses to unfreeze what was frozen by `aliquot.shard`."""
+    def unfreeze(self) -> None:
+        """What `param.requires_grad_(True)` does first: where it was frozen by `aliquot.shard`, its unit trains from
+        here on. Every rank does it, between steps.
+        """  # fmt: skip
         if not self.unit.trainable:
-            raise Error(
-                f"rank {self.rank}: {self.name} was frozen when the model was sharded, so there is no place for its "
-                "gradient. What is to be unfrozen later must train at aliquot.shard: freeze it after aliquot.shard"
-            )
+            self.model.unfreeze(self.unit)
+
+    def refuse_unfrozen(self) -> NoReturn:
+        """The error for a gradient for which there is no place."""
+        raise Error(
+            f"rank {self.rank}: {self.name} got a gradient, but was frozen when the model was sharded, so there is no "
+            "place for it. Call requires_grad_(True) on every rank, between steps and not within aliquot.gathered"
+        )
 
     def require_bound(self) -> None:
         """Refuses to go on where another parameter was put in this one's place."""
@@ -119,3 +125,14 @@ class Place:
         """What printing the parameter shows."""
         held = "whole on every rank" if self.readable else f"sharded over {self.model.shards.world_size} ranks"
         return f"<parameter '{self.name}' of shape {tuple(self.shape)}, {held}; aliquot.gathered(model) has its values>"
+
+
+def places_of(call: str, params: Iterable[nn.Parameter]) -> list[Place]:
+    """Where the parameters are, each once; of one sharded model."""
+    found = [param.__dict__.get("_aliquot") for param in params]
+    places = list(dict.fromkeys(place for place in found if isinstance(place, Place)))
+    if not all(isinstance(place, Place) for place in found):
+        raise InvalidArgument(f"{call} takes a sharded model, or parameters of one")
+    if any(place.model is not places[0].model for place in places):
+        raise InvalidArgument(f"{call} takes parameters of one model at a time")
+    return places

@@ -26,32 +26,56 @@ class Precision:
     and reduced micro-steps are taken in fp32, the norm in fp64; optimizer states are fp32.
     """
 
-    params: Literal["fp32", "bf16", "fp16"] | None = None
-    """None: the dtype that each parameter came in."""
+    param: Literal["fp32", "bf16", "fp16"] | None = None
+    """What parameters are gathered as and computed with (FSDP2's `param_dtype`). None: the dtype that each came in."""
+    compute: Literal["fp32", "bf16", "fp16"] | None = None
+    """The same as `param`, or None, which means that: modules compute with the parameters as they are gathered."""
+    reduce: Literal["fp32"] = "fp32"
+    """What sums over ranks are taken in (`reduce_dtype`). 16-bit gradients travel in 16 bits on GPUs all the same."""
     master: Literal["split", "fp32"] | None = None
     """The fp32 master weight of a 16-bit parameter. "split", for bf16: the parameter and 16 more bits, which together
     are it exactly. "fp32": a plain copy. None: "split" where no parameter is fp16, else "fp32"."""
-
-    gradients: Literal["fp32", "bf16"] = "fp32"
+    grad: Literal["fp32", "bf16"] = "fp32"
     """What the gradients of 16-bit parameters are kept in, once summed in fp32. bf16, on GPUs, takes half the memory,
     and rounds the sum of each micro-step."""
+    output: Literal["fp32", "bf16", "fp16"] | None = None
+    """What floating-point outputs of the model are cast to (`output_dtype`). None: they stay as they are."""
 
     keep_fp32: Sequence[type[nn.Module] | nn.Module] = ()
     """Module classes, or modules of the model, whose parameters and buffers are fp32 and that compute in it, with all
-    that is in them. What goes in is cast to fp32, and what comes out to `params`, or to the dtype of what went in."""
+    that is in them. What goes in is cast to fp32, and what comes out to `param`, or to the dtype of what went in."""
     casts_inputs: bool = True
-    """Whether floating-point inputs of the model, and of modules that are units, are cast to `params`."""
+    """Whether floating-point inputs of the model, and of modules that are units, are cast to `param`
+    (`cast_forward_inputs`)."""
 
     def __post_init__(self) -> None:
-        _require("params", self.params, (None, *TRAINED))
+        _require("param", self.param, (None, *TRAINED))
+        _require("compute", self.compute, (None, *TRAINED))
+        _require("reduce", self.reduce, TRAINED)
         _require("master", self.master, (None, "split", "fp32"))
-        _require("gradients", self.gradients, ("fp32", "bf16"))
+        _require("grad", self.grad, ("fp32", "bf16"))
+        _require("output", self.output, (None, *TRAINED))
+        self._require_possible()
         if not isinstance(self.keep_fp32, Sequence):
             raise InvalidArgument(
                 f"Precision: keep_fp32 is {self.keep_fp32!r:.200}; it is a list of module classes, or of modules"
             )
-        if self.params is not None:
-            self.keeps_fp32_masters([TRAINED[self.params]])
+        if self.param is not None:
+            self.keeps_fp32_masters([TRAINED[self.param]])
+
+    def _require_possible(self) -> None:
+        if self.compute not in (None, self.param):
+            raise InvalidArgument(
+                f'Precision: compute is "{self.compute}" and param {self.param!r}: modules compute with the parameters '
+                f'as they are gathered. Precision(param="{self.compute}", master="fp32") gathers and computes in '
+                f"{self.compute} and steps fp32 masters; keep_fp32= leaves modules in fp32; torch.autocast computes "
+                "in 16 bits what it chooses, with fp32 parameters"
+            )
+        if self.reduce != "fp32":
+            raise InvalidArgument(
+                f'Precision: reduce is "{self.reduce}", but sums over ranks are taken in fp32: leave it out. 16-bit '
+                'gradients travel in 16 bits on GPUs all the same, and Precision(grad="bf16") keeps their sums in bf16'
+            )
 
     def keeps_fp32_masters(self, dtypes: Iterable[torch.dtype]) -> bool:
         """Whether masters are plain copies, for parameters of these dtypes."""
@@ -73,7 +97,12 @@ class Precision:
     @property
     def computes_in(self) -> torch.dtype | None:
         """The dtype of all parameters but those that are kept; None: each has its own."""
-        return None if self.params is None else TRAINED[self.params]
+        return None if self.param is None else TRAINED[self.param]
+
+    @property
+    def outputs_in(self) -> torch.dtype | None:
+        """The dtype of the model's outputs; None: as they are."""
+        return None if self.output is None else TRAINED[self.output]
 
     def kept_in(self, model: nn.Module) -> Iterator[nn.Module]:
         """The outermost modules that are kept in fp32."""

@@ -12,7 +12,7 @@ from torch import nn
 from aliquot import _core, gpu
 from aliquot._core import InvalidArgument
 from aliquot.agreement import require_agreement
-from aliquot.casts import keep
+from aliquot.casts import cast_outputs, keep
 from aliquot.hooks import install
 from aliquot.materialize import initial_values
 from aliquot.outside import serve_outside
@@ -65,7 +65,7 @@ def shard(
         _specs(plan), group.shards, stage=stage, slots=slots, ahead_bytes=prefetch_bytes,
         poison="poison" in os.environ.get("ALIQUOT_DEBUG", "").split(","),
         device=world.gpu, fp32_master=chosen.keeps_fp32_masters(group.dtype for group in plan.groups),
-        gradients=chosen.gradients,
+        gradients=chosen.grad,
         transient=gpu.transient_memory(world.device) if world.device.type == "cuda" else None,
         replicas=group.counterparts,
     )  # fmt: skip
@@ -75,6 +75,7 @@ def shard(
     remember(sharded)
     keep(model, chosen)
     sharded.passes = install(sharded)
+    cast_outputs(model, chosen)
     serve_outside(sharded)
     return model
 
@@ -115,8 +116,8 @@ def _specs(plan: Plan) -> list[_core.UnitSpec]:
 
 def _description(plan: Plan, stage: int, precision: Precision, replicas: int) -> Iterator[str]:
     yield f"{replicas} replicas"
-    yield f"stage {stage}, master {precision.master}, gradients {precision.gradients}"
-    yield f"casts inputs: {precision.casts_inputs}"
+    yield f"stage {stage}, master {precision.master}, grad {precision.grad}"
+    yield f"casts inputs: {precision.casts_inputs}, outputs: {precision.output}"
     for group in plan.groups:
         for name, param in zip(group.names, group.params, strict=True):
             yield f"unit {group.name}: {name} {tuple(param.shape)} {group.dtype} trainable={group.trainable}"

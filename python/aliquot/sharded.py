@@ -25,6 +25,7 @@ from aliquot.world import World
 if TYPE_CHECKING:
     from aliquot.passes import Passes
     from aliquot.scaler import GradScaler
+    from aliquot.sharded_optimizer import ShardedOptimizer
 
 
 class ShardedModel:
@@ -54,6 +55,7 @@ class ShardedModel:
         self.needs = {module: [of_group[group] for group in groups] for module, groups in plan.needs.items()}
         self.fused: weakref.ref[object] | None = None
         """The optimizer whose states and groups the engine has."""
+        self.optimizers: weakref.WeakSet[ShardedOptimizer] = weakref.WeakSet()
         self.scaler: GradScaler | None = None
         """Sets the engine's loss scale."""
         self.scale_moved = False
@@ -75,6 +77,16 @@ class ShardedModel:
             _detach_values(param, unit.dtype, self.world.device)
             param.__dict__["_aliquot"] = place
             param.__class__ = ShardedParameter
+
+    def unfreeze(self, unit: Unit) -> None:
+        """Makes place for the unit's gradients, fp32 values and states. Every rank calls it, between steps."""
+        self.passes.require_between(f"unfreezing unit '{unit.name}'")
+        if in_words(unit.dtype) and unit.dtype != torch.complex64:
+            raise Error(f"unit '{unit.name}' is {unit.dtype}, which stays frozen: what is to train is fp32 or bf16")
+        self.engine.unfreeze(unit.index)
+        unit.trainable = True
+        for optimizer in self.optimizers:
+            optimizer.take_unit(unit)
 
     def input_dtype(self, module: nn.Module) -> torch.dtype | None:
         """What a hooked module casts floating-point inputs to; None: it does not, or was told not to."""
@@ -112,7 +124,7 @@ class ShardedModel:
     def gradient_dtype(self, unit: Unit) -> torch.dtype:
         """Of the numbers that the unit's gradients are in the store."""
         halves = dtype_in_store(unit.dtype) != torch.float32
-        return torch.bfloat16 if halves and self.precision.gradients == "bf16" else torch.float32
+        return torch.bfloat16 if halves and self.precision.grad == "bf16" else torch.float32
 
     def view(self, address: int, place: Place) -> torch.Tensor:
         """The tensor of the parameter at `place` in the flat unit at `address`."""

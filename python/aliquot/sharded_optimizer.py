@@ -14,11 +14,13 @@ from torch import nn
 from aliquot import _core
 from aliquot._core import Error, InvalidArgument
 from aliquot.agreement import require_agreement
+from aliquot.norms import GroupNorms, clip_groups, require_positive
 from aliquot.passes import require_finished
 from aliquot.places import Place
 from aliquot.sharded import ShardedModel, sharded
 from aliquot.states import QuantizedState, Scalars, State
 from aliquot.tensors import TENSORS
+from aliquot.unit import Unit
 
 logger = logging.getLogger("aliquot")
 
@@ -36,18 +38,20 @@ class ShardedOptimizer(torch.optim.Optimizer):
         max_grad_norm: float | None,
         max_skipped: int,
     ) -> None:
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise InvalidArgument(f"max_grad_norm is {max_grad_norm}; it is positive, or None")
+        require_positive(max_grad_norm)
         self.model = sharded(model)
         self.max_grad_norm = max_grad_norm
         self.max_skipped = max_skipped
         self.skipped_in_a_row = 0
         self._result: _core.StepResult | None = None
+        self._group_norms: GroupNorms | None = None
+        """Of the last step, where a group clips by its own."""
         self._made = False
         super().__init__(model.parameters() if params is None else params, defaults)
         self._require_agreement(self.param_groups)
         self._begin()
         self._made = True
+        self.model.optimizers.add(self)
 
     @abstractmethod
     def _begin(self) -> None:
@@ -56,6 +60,9 @@ class ShardedOptimizer(torch.optim.Optimizer):
     @abstractmethod
     def _extend(self, group: dict[str, Any]) -> None:
         """Takes one more of `param_groups`."""
+
+    def take_unit(self, unit: Unit) -> None:
+        """The unit trains from here on."""
 
     @abstractmethod
     def _update(self) -> _core.StepResult:
@@ -98,6 +105,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         require_unmoved(self.model)
         if self.model.scaler is not None:
             self.model.scaler.require_scaled(self)
+        self._group_norms = clip_groups(self.model, self.param_groups)
         result = self._update()
         self.model.passes.end_step()
         self.model.note_change()
@@ -106,7 +114,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
         return loss
 
     def require_settings(self, group: dict[str, Any]) -> None:
-        """Refuses hyperparameters that can't be right, of a checkpoint."""
+        """Refuses hyperparameters that can't be right."""
+        require_positive(group.get("max_grad_norm"))
 
     def require_ready(self) -> None:
         """Refuses to step where gradients or parameters are not where they belong. Collective while a save goes on."""
@@ -117,6 +126,24 @@ class ShardedOptimizer(torch.optim.Optimizer):
     @property
     def grad_norm(self) -> torch.Tensor:
         """Norm of the last step's gradients before clipping, a scalar; NaN if not finite."""
+        return self._norm_of_step() if self._group_norms is None else self._tensor(self._group_norms.total)
+
+    @property
+    def grad_norms(self) -> torch.Tensor:
+        """The same for each parameter group. Measured where any group has a `max_grad_norm` of its own."""
+        if self._group_norms is None:
+            raise Error(
+                "norms of groups are measured where a group has a max_grad_norm of its own, as in "
+                'params=[{"params": ..., "max_grad_norm": math.inf}, ...], which measures and does not clip; and by '
+                "the first step"
+            )
+        return self._tensor(self._group_norms.norms)
+
+    def _tensor(self, value: float | list[float]) -> torch.Tensor:
+        return torch.tensor(value, device=self.model.world.device)
+
+    def _norm_of_step(self) -> torch.Tensor:
+        """As the core measured it, when all was clipped."""
         return torch.tensor(math.nan if self._result is None or self._result.skipped else self._result.grad_norm)
 
     def note(self, result: _core.StepResult) -> None:
@@ -142,6 +169,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Steps more of the model's parameters from here on. Every rank calls it, between steps."""
+        require_positive(param_group.get("max_grad_norm"))
         super().add_param_group(param_group)
         if not self._made:
             return

@@ -13,6 +13,7 @@ from aliquot._core import InvalidArgument
 from aliquot.piecewise import Piece, PiecewiseOptimizer
 from aliquot.sharded_optimizer import Params, settings_of
 from aliquot.states import Scalars, State
+from aliquot.unit import Unit
 
 
 class TorchOptimizer(PiecewiseOptimizer):
@@ -20,9 +21,9 @@ class TorchOptimizer(PiecewiseOptimizer):
 
     It steps flat pieces of the fp32 values that this rank holds, so its states are sharded as they are. `defaults`:
     what `optimizer` is made with; `param_groups` has them, and what is changed there counts from the next step on.
-    16-bit models need `Precision(master="fp32")`. An optimizer whose update depends on a parameter's shape or on other
-    elements (Muon, Adafactor, LAMB, LBFGS) is refused. `params`, `max_grad_norm`, `max_skipped`: as for `AdamW`.
-    """  # fmt: skip
+    An optimizer whose update depends on a parameter's shape or on other elements (Muon, Adafactor, LAMB, LBFGS) is
+    refused. `params`, `max_grad_norm`, `max_skipped`: as for `AdamW`.
+    """
 
     def __init__(
         self,
@@ -44,10 +45,17 @@ class TorchOptimizer(PiecewiseOptimizer):
         self.inner = self._make([self._inner(*both) for both in zip(self.param_groups, self.pieces, strict=True)])
 
     def _extend(self, group: dict[str, Any]) -> None:
-        pieces = list(self._pieces_of(group))
+        pieces = list(self._pieces_of(group, self.model.units))
         if self._made:
             self.inner.add_param_group(self._inner(group, pieces))
         self.pieces.append(pieces)
+
+    def take_unit(self, unit: Unit) -> None:
+        """The other optimizer steps the new pieces too."""
+        held = [len(pieces) for pieces in self.pieces]
+        super().take_unit(unit)
+        for pieces, before, theirs in zip(self.pieces, held, self.inner.param_groups, strict=True):
+            theirs["params"] += [piece.value for piece in pieces[before:]]
 
     def _inner(self, group: dict[str, Any], pieces: list[Piece]) -> dict[str, Any]:
         return group | {"params": [piece.value for piece in pieces]}

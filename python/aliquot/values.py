@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from aliquot._core import CheckpointError, Error, InvalidArgument
-from aliquot.places import Place
+from aliquot.places import Place, places_of
 from aliquot.sharded import ShardedModel, sharded
 from aliquot.unit import Unit
 from aliquot.words import dtype_in_store, from_words, in_words, numel_in_store, to_words
@@ -122,13 +122,10 @@ def _units_of(what: nn.Module | Iterable[nn.Parameter]) -> tuple[ShardedModel, l
     if isinstance(what, nn.Module):
         model = sharded(what)
         return model, model.units
-    places = [param.__dict__.get("_aliquot") for param in what]
-    if not places or not all(isinstance(place, Place) for place in places):
+    places = places_of("gathered", what)
+    if not places:
         raise InvalidArgument("gathered takes a sharded model, or parameters of one")
-    found = [place for place in places if isinstance(place, Place)]
-    if any(place.model is not found[0].model for place in found):
-        raise InvalidArgument("gathered takes parameters of one model at a time")
-    return found[0].model, sorted({place.unit for place in found}, key=lambda unit: unit.index)
+    return places[0].model, sorted({place.unit for place in places}, key=lambda unit: unit.index)
 
 
 def full_state_dict(model: nn.Module, all_ranks: bool = False) -> dict[str, torch.Tensor]:

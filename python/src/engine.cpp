@@ -197,6 +197,15 @@ void register_engine(py::module_& module) {
       .def(
           "scale_gradients",
           [](Engine& self, float factor, Address stream) { self.scale_gradients(factor, stream_at(stream)); }, released)
+      .def(
+          "square_sums", [](Engine& self, Address stream) { return self.square_sums(stream_at(stream)); }, released,
+          "Of the gradients of all ranks, by unit and parameter.")
+      .def(
+          "scale_gradient",
+          [](Engine& self, std::size_t unit, std::size_t param, float factor, Address stream) {
+            self.scale_gradient(unit, param, factor, stream_at(stream));
+          },
+          released)
       .def("clear_gradients", [](Engine& self, Address stream) { self.clear_gradients(stream_at(stream)); })
       .def(
           "clear_gradient",
@@ -209,6 +218,7 @@ void register_engine(py::module_& module) {
       .def_property_readonly("uses_slots", &Engine::uses_slots, "Whether later units overwrite gathered ones.")
       .def(
           "reset", [](Engine& self, Address stream) { self.reset(stream_at(stream)); }, released)
+      .def("unfreeze", &Engine::unfreeze, released)
       .def("begin_write", &Engine::begin_write, released)
       .def(
           "write",

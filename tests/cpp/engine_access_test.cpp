@@ -128,6 +128,36 @@ TEST_P(EngineAccess, GradientsAreReportedScaledAndClearedAlike) {
   });
 }
 
+double sum_of(const std::vector<std::vector<double>>& squares) {
+  double sum = 0;
+  for (const std::vector<double>& of_unit : squares) {
+    for (const double square : of_unit) sum += square;
+  }
+  return sum;
+}
+
+TEST_P(EngineAccess, GradientsOfOneParameterAreMeasuredAndScaled) {
+  run([&](Communicator& communicator) {
+    ToyTraining training(communicator, options());
+    Engine& engine = training.engine;
+    engine.set_loss_scale({4});
+    training.forward();
+    training.backward(3);
+    const auto before = engine.square_sums();
+    const double norm = engine.gradient_report().norm;
+    require(std::abs(std::sqrt(sum_of(before)) - norm) <= 1e-12 * norm, "the sum is not the norm's");
+    constexpr std::size_t block = 3, down = 3, frozen = 2;
+    require(before[block][down] > 0 && before[frozen][0] == 0, "a parameter's sum");
+    engine.scale_gradient(block, down, 0.5F);
+    engine.scale_gradient(frozen, 0, 0.5F);
+    auto after = engine.square_sums();
+    require(after[block][down] == before[block][down] / 4, "not scaled");
+    after[block][down] = before[block][down];
+    require(after == before, "others were scaled");
+    require(engine.gradient_report().norm < norm, "the norm of before");
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Engine, EngineAccess, every_transport_and_stage(), name_of_case);
 
 class EngineAlone : public ::testing::Test {

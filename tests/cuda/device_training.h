@@ -102,6 +102,7 @@ class DeviceTraining {
   }
 
   const PlannedMemory& memory() const { return memory_; }
+  Engine& engine() { return engine_; }
 
  private:
   static constexpr std::size_t root = 0;  ///< it encloses the others

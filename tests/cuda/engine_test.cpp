@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <map>
 #include <memory>
@@ -168,6 +169,45 @@ TEST_P(CudaEngine, TakesExactlyWhatWasPlanned) {
     training.step(0);
     require(arena.used() == arena.capacity(),
             std::to_string(arena.used()) + " of " + std::to_string(arena.capacity()) + " bytes are used");
+  };
+  expect_success(run_on_gpus(world_size(), body, patience, transport()));
+}
+
+TEST_P(CudaEngine, MeasuresAndScalesSingleParameters) {
+  const auto body = [](GpuRank& rank) {
+    Delays none({});
+    DeviceTraining training(rank.communicator, rank.device, options(), rank.stream.get(), none);
+    Engine& engine = training.engine();
+    const Stream stream = rank.stream.get();
+    training.forward();
+    training.backward(3);
+    const auto before = engine.square_sums(stream);
+    double sum = 0;
+    for (const std::vector<double>& of_unit : before) {
+      for (const double square : of_unit) sum += square;
+    }
+    const double norm = engine.gradient_report(stream).norm;
+    require(std::abs(std::sqrt(sum) - norm) <= 1e-12 * norm, "the sum is not the norm's");
+    constexpr std::size_t embed = 1, table = 2;
+    require(before[embed][0] > 0 && before[table][0] == 0, "a parameter's sum");
+    engine.scale_gradient(embed, 0, 0.5F, stream);
+    engine.scale_gradient(table, 0, 0.5F, stream);
+    auto after = engine.square_sums(stream);
+    require(after[embed][0] == before[embed][0] / 4, "not scaled");
+    require(engine.gradient_report(stream).norm < norm, "the norm of before");
+    after[embed][0] = before[embed][0];
+    require(after == before, "others were scaled");
+  };
+  expect_success(run_on_gpus(world_size(), body, patience, transport()));
+}
+
+TEST_P(CudaEngine, RefusesToUnfreezeWhatWasNotPlanned) {
+  const auto body = [](GpuRank& rank) {
+    Delays none({});
+    DeviceTraining training(rank.communicator, rank.device, options(), rank.stream.get(), none);
+    const std::string text = error_of<InvalidArgument>([&] { training.engine().unfreeze(2); });
+    require(text.find("let it train then") != std::string::npos, text);
+    training.step(0);
   };
   expect_success(run_on_gpus(world_size(), body, patience, transport()));
 }

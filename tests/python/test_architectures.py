@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,22 @@ WAYS = [*((stage, SHARED_MEMORY) for stage in STAGES), (3, SHARED_MEMORY_POISONE
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_trains_like_unsharded(name: str, stage: int, transport: Transport) -> None:
     run_ranks(WORLD_SIZE, train_both, ARCHITECTURES[name], stage, transport=transport)
+
+
+def with_checkpoints(name: str, use_reentrant: bool) -> nn.Module:
+    model: Any = ARCHITECTURES[name].build()
+    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    return model.train()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("stage", "transport"), [(1, SHARED_MEMORY), (3, SHARED_MEMORY_POISONED)], ids=str)
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("name", ["Llama", "T5, shared embedding", "BERT"])
+def test_trains_with_the_checkpoints_of_transformers(
+    name: str, use_reentrant: bool, stage: int, transport: Transport
+) -> None:
+    case = Case(partial(with_checkpoints, name, use_reentrant), ARCHITECTURES[name].run)
+    run_ranks(WORLD_SIZE, train_both, case, stage, transport=transport)
 
 
 def test_the_table_in_the_docs_is_of_these_models() -> None:

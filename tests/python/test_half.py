@@ -83,7 +83,7 @@ def one_rank(rank: int, precision: aliquot.Precision) -> Tensor:
 @pytest.mark.parametrize("precision", KINDS, ids=str)
 def test_loss_follows_torchs_own_16_bit_run(precision: aliquot.Precision) -> None:
     """Within half the distance of neighbours: which way a value is rounded may differ, and what follows from it."""
-    dtype = torch.bfloat16 if precision.params == "bf16" else torch.float16
+    dtype = torch.bfloat16 if precision.param == "bf16" else torch.float16
     (losses,) = run_ranks(1, one_rank, precision)
     expected = by_torch(LANGUAGE, dtype)
     assert relative_error(losses.float(), expected.float()) < torch.finfo(dtype).eps / 2

@@ -13,9 +13,10 @@ import models
 import pytest
 import torch
 from cases import BATCH, plain, square_loss
-from models import WIDTH, Block, Chain
+from models import WIDTH, Block, Chain, Checkpointed
 from ranks import PROCESS_GROUP, SHARED_MEMORY, SHARED_MEMORY_POISONED, Transport, run_ranks
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from training import STAGES, Case, Reference, Sharded, Turn, assert_same_bits, assert_same_weights, train_both
@@ -88,12 +89,49 @@ def keep_products(_: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolic
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
+def checkpointed_in_autocast(model: nn.Module, turn: Turn) -> Tensor:
+    """What is computed again is cast as it was."""
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = square_loss(model, turn).float()
+    loss.backward()
+    return loss.detach()
+
+
+class Parametrized(Chain):
+    """Weights that are computed from parameters, each time they are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for block in self.blocks:
+            parametrizations.weight_norm(block.up)
+            parametrizations.spectral_norm(block.down)
+
+
+def hook_modules(kind: str) -> nn.Module:
+    """They change gradients on the way: of the root, a unit, a module inside a unit, and one beside units."""
+    model = Chain()
+    for module in (model, model.blocks[0], model.blocks[1].up, model.last):
+        if kind == "inputs":
+            module.register_full_backward_hook(lambda module, inputs, outputs: halved(inputs))
+        else:
+            module.register_full_backward_pre_hook(lambda module, outputs: halved(outputs))
+    return model
+
+
+def halved(gradients: Any) -> tuple[Tensor | None, ...]:
+    return tuple(None if gradient is None else gradient / 2 for gradient in gradients)
+
+
 CASES = {
     "two_forwards_one_backward": Case(Chain, two_forwards_one_backward),
     "contrast": Case(Chain, contrast),
     "backward_twice_in_no_sync": Case(Chain, backward_twice_in_no_sync),
     "autocast": Case(Chain, autocast),
     "saliency": Case(Chain, saliency_of_a_model_that_does_not_train),
+    "checkpoint_autocast": Case(partial(Checkpointed, False, 1), checkpointed_in_autocast),
+    "parametrized": Case(Parametrized, plain),
+    "module_hooks_of_inputs": Case(partial(hook_modules, "inputs"), plain),
+    "module_hooks_of_outputs": Case(partial(hook_modules, "outputs"), plain),
     "selective_checkpoint": Case(Selective, plain),
     "selective_checkpoint_inside": Case(partial(Chain, 3, SelectiveInBlock), plain),
 }
@@ -130,27 +168,6 @@ def freeze(rank: int, stage: int) -> None:
 @pytest.mark.parametrize(("stage", "transport"), [*WAYS, (3, PROCESS_GROUP)], ids=str)
 def test_freezing_and_unfreezing_between_steps(stage: int, transport: Transport) -> None:
     run_ranks(WORLD_SIZE, freeze, stage, transport=transport)
-
-
-class FrozenAtFirst(Chain):
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks[0].requires_grad_(False)
-
-
-def unfreeze_what_has_no_place(rank: int, stage: int) -> None:
-    sharded = Sharded(Case(FrozenAtFirst, plain), stage)
-    sharded.step(rank, 0)
-    sharded.model.blocks[0].requires_grad_(False)
-    for unfreeze in (sharded.model.requires_grad_, partial(setattr, sharded.model.blocks[0].up.bias, "requires_grad")):
-        with pytest.raises(aliquot.Error, match=r"blocks\.0.*freeze it after aliquot\.shard"):
-            unfreeze(True)
-    sharded.step(rank, 1)
-
-
-@pytest.mark.parametrize(("stage", "transport"), WAYS, ids=str)
-def test_unfreezing_what_was_frozen_at_shard_is_refused(stage: int, transport: Transport) -> None:
-    run_ranks(WORLD_SIZE, unfreeze_what_has_no_place, stage, transport=transport)
 
 
 # Hooks on parameters

@@ -262,7 +262,7 @@ def test_a_model_that_calls_itself_keeps_its_gradients(stage: int) -> None:
         lambda: aliquot.Precision("half"),  # type: ignore[arg-type]
         lambda: aliquot.Precision("fp16", master="split"),
         lambda: aliquot.shard(nn.Linear(2, 2).half(), precision=aliquot.Precision(master="split")),
-        lambda: aliquot.shard(nn.Linear(2, 2), precision=aliquot.Precision("bf16", gradients="bf16")),
+        lambda: aliquot.shard(nn.Linear(2, 2), precision=aliquot.Precision("bf16", grad="bf16")),
     ],
 )
 def test_mistakes_of_a_first_day(mistake: Callable[[], object]) -> None:

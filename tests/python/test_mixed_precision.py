@@ -177,3 +177,97 @@ def refused(rank: int) -> None:
 
 def test_what_is_not_there_is_refused() -> None:
     run_ranks(1, refused)
+
+
+def outputs(rank: int) -> None:
+    """They are cast behind the forward, and gradients go back through the cast; without a word they stay."""
+    x = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(rank))
+    plain: Any = aliquot.shard(built(CHAIN), precision=aliquot.Precision("bf16"))
+    cast: Any = aliquot.shard(built(CHAIN), precision=aliquot.Precision("bf16", output="fp32"))
+    assert (plain(x).dtype, cast(x).dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(plain(x).float(), cast(x))
+    optimizers = [aliquot.AdamW(model, **ADAMW) for model in (plain, cast)]
+    plain(x).float().square().mean().backward()
+    cast(x).square().mean().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert_same_bits(aliquot.full_state_dict(plain), aliquot.full_state_dict(cast))
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
+def test_outputs_of_the_model_are_cast(transport: Transport) -> None:
+    run_ranks(2, outputs, transport=transport)
+
+
+@pytest.mark.parametrize(
+    ("fields", "remedy"),
+    [
+        ({"compute": "bf16"}, r'Precision\(param="bf16", master="fp32"\)'),
+        ({"param": "bf16", "compute": "fp32"}, "keep_fp32="),
+        ({"param": "fp32", "compute": "bf16"}, "torch.autocast"),
+        ({"param": "bf16", "reduce": "bf16"}, "leave it out"),
+        ({"param": "bf16", "reduce": "half"}, "one of"),
+        ({"param": "bf16", "output": "float32"}, "one of"),
+    ],
+)
+def test_what_the_core_does_not_do_is_refused_with_what_to_choose(fields: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(aliquot.InvalidArgument, match=remedy):
+        aliquot.Precision(**fields)
+
+
+def test_what_it_does_may_be_said() -> None:
+    said = aliquot.Precision(param="bf16", compute="bf16", reduce="fp32", master="fp32")
+    assert said.keeps_fp32_masters([torch.bfloat16])
+
+
+class Mixed(nn.Module):
+    """Came in three dtypes in one unit: 16-bit matrices, a norm that computes in fp32, a frozen table in fp16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 3).bfloat16(), nn.Linear(3, WIDTH).bfloat16()
+        self.table = nn.Parameter(torch.randn(WIDTH).half(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.down(torch.tanh(self.up(self.norm(x).bfloat16())))
+        return x + y.float() * self.table.float()
+
+
+MIXED = Case(lambda: Chain(block=Mixed), square_loss)
+
+
+def mixed(rank: int, stage: int) -> dict[str, Tensor]:
+    model: Any = aliquot.shard(built(MIXED), stage=stage)
+    before = aliquot.full_state_dict(model, all_ranks=True)
+    assert {name: value.dtype for name, value in before.items()} == {
+        name: value.dtype for name, value in built(MIXED).state_dict().items()
+    }
+    optimizer = aliquot.AdamW(model, **ADAMW, max_grad_norm=1.0)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        square_loss(model, Turn(rank, step)).backward()
+        if step == 0 and stage < 2:
+            assert_gradients_of_torch(model)
+        optimizer.step()
+    after = aliquot.full_state_dict(model, all_ranks=True)
+    assert [name for name in after if torch.equal(before[name], after[name])] == [
+        name for name in after if "table" in name
+    ]
+    return after
+
+
+def assert_gradients_of_torch(model: nn.Module) -> None:
+    replicas = [built(MIXED) for _ in range(2)]
+    for rank, replica in enumerate(replicas):
+        square_loss(replica, Turn(rank, 0)).backward()
+    for (name, param), *others in zip(model.named_parameters(), *(r.parameters() for r in replicas), strict=True):
+        gradients = [other.grad.float() for other in others if other.grad is not None]
+        assert param.grad is None if not gradients else torch.equal(param.grad, (gradients[0] + gradients[1]) / 2), name
+
+
+def test_mixed_dtypes_in_one_unit() -> None:
+    """`master="fp32"`, which a model with fp16 in it takes by itself."""
+    jobs = [run_ranks(2, mixed, stage, transport=transport) for stage in (0, 1, 3) for transport in TRANSPORTS]
+    for weights in (weights for job in jobs for weights in job):
+        assert_same_bits(weights, jobs[0][0])

@@ -10,6 +10,8 @@ from typing import Any
 import aliquot
 import pytest
 import torch
+from aliquot import _core
+from aliquot.halves import Halves
 from cases import CASES
 from ranks import TRANSPORTS, Transport, run_ranks
 from torch import Tensor
@@ -237,14 +239,43 @@ def test_steps_plain_masters_of_16_bits(stage: int, params: str) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def refuse_split_masters(rank: int) -> None:
-    model = aliquot.shard(built(CASES["plain"]), precision="bf16")
-    with pytest.raises(aliquot.InvalidArgument, match="ask for a plain fp32 master"):
-        aliquot.TorchOptimizer(model, torch.optim.SGD, lr=0.1)
+def step_split(rank: int, stage: int, name: str, settings: dict[str, Any]) -> None:
+    """A master in two halves is the same number as one in a piece. (Only where it lies in the middle of two 16-bit
+    numbers, these would differ.)"""
+    weights = []
+    for master in ("split", "fp32"):
+        precision = aliquot.Precision("bf16", master=master)  # type: ignore[arg-type]
+        model: Any = aliquot.shard(built(CASES["plain"]), stage=stage, precision=precision)
+        optimizer = aliquot.TorchOptimizer(model, getattr(torch.optim, name), **settings)
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            CASES["plain"].run(model, Turn(rank, step))
+            optimizer.step()
+        weights.append(aliquot.full_state_dict(model, all_ranks=True))
+    split, plain = weights
+    assert all(torch.equal(split[name], plain[name]) for name in plain)
 
 
-def test_split_masters_are_refused() -> None:
-    run_ranks(1, refuse_split_masters)
+@pytest.mark.parametrize(
+    ("name", "settings"), [("SGD", {"lr": 0.1, "momentum": 0.9}), ("AdamW", {"lr": 1e-3, "foreach": True})]
+)
+@pytest.mark.parametrize("stage", STAGES)
+def test_steps_split_masters(stage: int, name: str, settings: dict[str, Any]) -> None:
+    run_ranks(WORLD_SIZE, step_split, stage, name, settings)
+
+
+def test_halves_are_those_of_the_core() -> None:
+    """All kinds of numbers: both ways, to the bit."""
+    bits = torch.randint(-(2**31), 2**31, (4096,), dtype=torch.int64, generator=torch.Generator().manual_seed(0))
+    edges = torch.tensor([0x8000, 0x7FFF, 0x7F800000, 0x7F7FFFFF, -1, -0x80000000, 0x7FC00000])
+    masters = torch.cat([bits, edges]).to(torch.int32).view(torch.float32)
+    halves = Halves(*(torch.empty(masters.numel(), dtype=dtype) for dtype in (torch.bfloat16, torch.int16)))
+    expected = Halves(*(torch.empty_like(half) for half in (halves.high, halves.low)))
+    halves.split(masters)
+    _core.split_masters(masters.data_ptr(), expected.high.data_ptr(), expected.low.data_ptr(), masters.numel())
+    assert torch.equal(halves.high.view(torch.int16), expected.high.view(torch.int16))
+    assert torch.equal(halves.low, expected.low)
+    assert torch.equal(halves.joined().view(torch.int32), masters.view(torch.int32))
 
 
 class Decaying(torch.optim.SGD):

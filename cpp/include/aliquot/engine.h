@@ -155,9 +155,18 @@ class Engine {
   const void* device_state() const;
   /// Every rank calls it. The host waits.
   GradientReport gradient_report(Stream stream = {});
+  /// Square sums of the gradients of all ranks since the last clear_gradients(), by unit and parameter, without the
+  /// loss scale; NaN where an element is not finite. The same on every rank, and every rank calls it. The host waits.
+  std::vector<std::vector<double>> square_sums(Stream stream = {});
   void scale_gradients(float factor, Stream stream = {});
+  /// Of one parameter. Every rank calls it.
+  void scale_gradient(std::size_t unit, std::size_t param, float factor, Stream stream = {});
   void clear_gradients(Stream stream = {});
   void clear_gradient(std::size_t unit, std::size_t param, Stream stream = {});
+  /// From here on the unit trains: gradients and states come with it, and its masters are its values as they are.
+  /// Between steps, collective; gradients in the store stay. Does nothing where it trains already.
+  /// \throws InvalidArgument on a device, whose memory is planned beforehand; OutOfMemory
+  void unfreeze(std::size_t unit);
   /// True if the parameter had a gradient since the last clear: on any rank, and the same on every rank, on CPUs; on
   /// this rank on a device.
   bool has_gradient(std::size_t unit, std::size_t param) const;

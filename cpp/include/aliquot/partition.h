@@ -37,6 +37,8 @@ class Layout {
   Layout(UnitSpec unit, int world_size);
 
   const UnitSpec& unit() const { return unit_; }
+  /// From here on the unit trains; its layout is the same.
+  void unfreeze() { unit_.trainable = true; }
   int world_size() const { return world_size_; }
   std::size_t shard_numel() const { return shard_numel_; }
   std::size_t numel() const { return shard_numel_ * static_cast<std::size_t>(world_size_); }

@@ -41,6 +41,10 @@ class Reducer {
   Reducer(ShardStore& store, Communicator& communicator, MemoryResource& memory);
   ~Reducer();
 
+  /// Outboxes for the units as they are now: of those that train one is new, or the first. Between micro-steps, behind
+  /// a barrier: no rank reads the ones before. Gradients stay. Collective over one-sided transports.
+  void make_room(MemoryResource& memory);
+
   /// Packs and publishes this rank's gradients of `unit`. False, and nothing done, if that would need memory that
   /// only free up once peers on another path through the model get on: keep the gradients and give them to finish().
   bool offer(std::size_t unit, const Gradients& gradients, Stream stream = {});
@@ -77,6 +81,10 @@ class Reducer {
   void restore(std::size_t unit, const std::vector<bool>& present, Stream stream = {});
   /// Multiplies the gradients in the store.
   void scale_all(float factor, Stream stream = {});
+  /// Multiplies one parameter's.
+  void scale(std::size_t unit, std::size_t param, float factor, Stream stream = {});
+  /// Of this rank's shards, by parameter, as a pass of its own. Zero where there is no gradient.
+  std::vector<std::vector<GradStatistics>> statistics_by_param(Stream stream = {});
 
   /// From here on what it does is on `timeline`, if there is one.
   void profile(Timeline* timeline) { timeline_ = timeline; }

@@ -60,6 +60,10 @@ class ShardStore {
   /// Those of an optimizer before are gone. On a device nothing may be using them. \throws OutOfMemory
   void hold_states(std::span<const Role> states, MemoryResource& memory, StateForm form = StateForm::fp32);
   StateForm state_form() const { return state_form_; }
+  /// From here on the unit trains: it has gradients, of arbitrary bytes, and zeroed states like all others; its master,
+  /// if it has one, is for the caller to write. Collective over one-sided transports. Memory of the host only.
+  /// \throws OutOfMemory; InvalidArgument for options that don't go with the unit
+  void unfreeze(std::size_t unit, Communicator& communicator, MemoryResource& memory);
   /// False for the gradients and states of a unit that does not train, for the master of an fp32 one, and for states
   /// that no optimizer asked for.
   bool holds(std::size_t unit, Role role) const;
@@ -124,6 +128,7 @@ class ShardStore {
     }
   };
 
+  void take_states(std::span<const std::size_t> units, MemoryResource& memory);
   Block take(std::size_t unit, Role role, Communicator& communicator, MemoryResource& memory) const;
   std::size_t scale_count(std::size_t unit) const;
   const Block& at(std::size_t unit, Role role) const;

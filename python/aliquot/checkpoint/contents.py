@@ -176,7 +176,7 @@ def buffer_parts(buffers: dict[str, torch.Tensor], rank: int) -> Iterator[Part]:
 
 def configuration_digest(model: ShardedModel) -> str:
     """Of what `aliquot.shard` was told and found."""
-    lines = [f"stage {model.stage}, {model.precision.params}, {model.precision.master}, {model.precision.gradients}"]
+    lines = [f"stage {model.stage}, {model.precision.param}, {model.precision.master}, {model.precision.grad}"]
     for unit in model.units:
         lines += (
             f"{unit.name}: {place.name} {tuple(place.shape)} {unit.dtype} {unit.trainable}" for place in unit.places

@@ -126,7 +126,7 @@ HALVES = (
     aliquot.Precision("bf16"),
     aliquot.Precision("bf16", master="fp32"),
     aliquot.Precision("fp16"),
-    aliquot.Precision("fp16", gradients="bf16"),
+    aliquot.Precision("fp16", grad="bf16"),
 )
 
 
@@ -140,7 +140,7 @@ def train_half(rank: int, stage: int, precision: aliquot.Precision) -> dict[str,
         losses.append(language(model, Turn(rank, step)))
         optimizer.step()
     state = aliquot.full_state_dict(model, all_ranks=True)
-    assert {NAMES[value.dtype] for value in state.values()} == {precision.params}
+    assert {NAMES[value.dtype] for value in state.values()} == {precision.param}
     return {"losses": torch.stack(losses).float().cpu(), **state}
 
 
