@@ -14,6 +14,7 @@ import signal
 import socket
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -198,10 +199,19 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
+_RESERVED: deque[socket.socket] = deque()
+_MOST_RESERVED = 64
+
+
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """No other job of this machine is given it: it stays bound here for some jobs more, so that rank 0 can listen."""
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    _RESERVED.append(reserved)
+    if len(_RESERVED) > _MOST_RESERVED:
+        _RESERVED.popleft().close()
+    return int(reserved.getsockname()[1])
 
 
 def _raise_failures(answers: dict[int, tuple[bool, Any]]) -> None:
