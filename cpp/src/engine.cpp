@@ -49,7 +49,7 @@ Engine::~Engine() = default;
 const void* Engine::pre_forward(std::size_t unit, Stream stream) {
   const auto home = graph_.at(unit) ? Slots::Home::fixed : Slots::Home::may_move;
   const void* const full = gatherer_.acquire(unit, Pass::forward, home, stream);
-  if (hidden_) hidden_->let_go(unit);
+  if (hidden_) hidden_->let_go(unit, stream);
   return full;
 }
 

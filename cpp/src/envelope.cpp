@@ -3,13 +3,14 @@
 #include <algorithm>
 #include <string>
 
+#include "characters.h"
+
 namespace aliquot {
 namespace {
 
 template <std::size_t capacity>
 void store_end(std::string_view text, std::array<char, capacity>& into) {
-  if (text.size() > capacity) text.remove_prefix(text.size() - capacity);
-  std::copy(text.begin(), text.end(), into.begin());
+  std::ranges::copy(end_of(text, capacity), into.begin());
 }
 
 template <std::size_t capacity>

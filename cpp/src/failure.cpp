@@ -5,6 +5,7 @@
 #include <string>
 
 #include "aliquot/error.h"
+#include "characters.h"
 
 namespace aliquot {
 namespace {
@@ -17,8 +18,7 @@ void Failure::record(int lost, std::string_view what) noexcept {
   std::uint32_t expected = none;
   if (!std::atomic_ref(state).compare_exchange_strong(expected, being_written)) return;
   lost_rank = lost;
-  const std::size_t length = std::min(what.size(), text.size() - 1);
-  std::copy_n(what.begin(), length, text.begin());
+  std::ranges::copy(beginning_of(what, text.size() - 1), text.begin());
   std::atomic_ref(state).store(written, std::memory_order_release);
 }
 

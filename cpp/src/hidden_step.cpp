@@ -18,6 +18,7 @@ HiddenStep::~HiddenStep() {
 Stream HiddenStep::begin(Stream stream) {
   decided_.record(stream);
   decided_.block(stream_.get());
+  taker_ = stream;
   under_way_ = true;
   return stream_.get();
 }
@@ -26,6 +27,7 @@ void HiddenStep::await(Stream stream) {
   if (!under_way_) return;
   done_.record(stream_.get());
   done_.block(stream);
+  if (stream.handle != taker_.handle) return;
   under_way_ = false;
   kept_.clear();
 }

@@ -26,10 +26,13 @@ class HiddenStep {
   /// True from begin() until a stream or the host waits for them.
   bool under_way() const { return under_way_; }
 
-  /// Keeps what the update of a unit reads until let_go, or a wait for all updates.
+  /// Keeps what the update of a unit reads until let_go, or a wait for all updates, of the stream of begin(): that took
+  /// this memory, and may take it again.
   void keep(std::size_t unit, std::shared_ptr<std::byte> gradient) { kept_[unit] = std::move(gradient); }
-  /// The caller's stream, which took this memory and may take it again, is behind the unit's update.
-  void let_go(std::size_t unit) { kept_.erase(unit); }
+  /// `stream` is behind the unit's update.
+  void let_go(std::size_t unit, Stream stream) {
+    if (stream.handle == taker_.handle) kept_.erase(unit);
+  }
 
   /// `stream` goes on when all updates are done.
   void await(Stream stream);
@@ -43,6 +46,7 @@ class HiddenStep {
   OwnedStream stream_;
   Event decided_;
   Event done_;
+  Stream taker_;  ///< of the memory that is kept
   bool under_way_ = false;
   std::map<std::size_t, std::shared_ptr<std::byte>> kept_;
 };

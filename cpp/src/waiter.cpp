@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "aliquot/error.h"
+#include "characters.h"
 #include "observation.h"
 #include "rank.h"
 
@@ -107,7 +108,7 @@ void Waiter::require_movement(std::uint32_t rings, const Sentence& what) {
   if (still_since != rings) {
     const std::string text = what();
     mine.waits_for = {};
-    text.copy(mine.waits_for.data(), mine.waits_for.size() - 1);
+    std::ranges::copy(beginning_of(text, mine.waits_for.size() - 1), mine.waits_for.begin());
     still_since = rings;
   }
   if (!nobody_moves(rings)) return;

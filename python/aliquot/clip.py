@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Real
 
 import torch
 from torch import nn
 
-from aliquot.norms import clip, clip_factor, norm_of, square_sums
+from aliquot._core import InvalidArgument
+from aliquot.norms import clip, clip_factor, norm_of, require_alike, square_sums
 from aliquot.places import places_of
 from aliquot.sharded import ShardedModel, sharded
 from aliquot.sharded_optimizer import require_reduced
@@ -22,6 +24,9 @@ def clip_grad_norm_(what: nn.Module | nn.Parameter | Iterable[nn.Parameter], max
     backward and step. `AdamW(max_grad_norm=)` clips by the norm of all without a pass of its own. Gradients that are
     not finite are left alone, and the norm is NaN: the step will skip them.
     """
+    if not (isinstance(max_norm, Real | torch.Tensor) and max_norm >= 0):
+        raise InvalidArgument(f"max_norm is {max_norm!r}; it is a number from 0 on, or math.inf, which clips nothing")
+    max_norm = float(max_norm)
     if isinstance(what, nn.Module):
         return torch.tensor(_clip_all(sharded(what), max_norm))
     places = places_of("clip_grad_norm_", [what] if isinstance(what, nn.Parameter) else what)
@@ -29,6 +34,7 @@ def clip_grad_norm_(what: nn.Module | nn.Parameter | Iterable[nn.Parameter], max
         return torch.tensor(0.0)
     model = places[0].model
     require_reduced(model)
+    require_alike(model, [places], [max_norm])
     norm = norm_of(places, square_sums(model))
     clip(places, norm, max_norm)
     return torch.tensor(norm)

@@ -49,6 +49,7 @@ def install(model: ShardedModel) -> Passes:
     """Hooks the model's modules."""
     autograd = Engine()
     passes = Passes(model, autograd)
+    model.world.passes.add(passes)
     for unit in model.units:
         unit.overwritten = model.engine.uses_slots and not unit.encloses_units
     for module in {model.root: None, **model.needs}:
@@ -159,6 +160,8 @@ class _ModuleHooks(Unpicklable):
             _register(seen[0], self.post_backward)
         elif seen:
             _when_all_have_gradients(seen, self.post_backward)
+        if seen or any(unit.expected > 1 for unit in self.units):
+            self.arrivals.ignore()
         else:
             self.arrivals.watch()
         return args, kwargs
@@ -194,8 +197,8 @@ class _Arrivals:
     def __init__(self, passes: Passes, units: list[Unit]) -> None:
         self.passes = passes
         self.units = units
-        self.watched: dict[torch.Tensor, int] = {}
-        """The parameters, with the ids of the hooks on them."""
+        self.watched: dict[torch.Tensor, Any] = {}
+        """The parameters, with the handles of the hooks on them."""
 
     @property
     def params(self) -> list[nn.Parameter]:
@@ -208,7 +211,15 @@ class _Arrivals:
         for param in self.params:
             if param.requires_grad and param not in self.watched:
                 handle = param.register_post_accumulate_grad_hook(lambda param: _arrive(this, param))  # type: ignore[no-untyped-call]
-                self.watched[param] = handle.id
+                self.watched[param] = handle
+
+    def ignore(self) -> None:
+        """Takes the hooks away: of this call the parameters do not tell when it is over, since frozen ones beside them
+        are read for the inputs' gradients; nor do they of several calls.
+        """  # fmt: skip
+        for handle in self.watched.values():
+            handle.remove()
+        self.watched.clear()
 
     def arrive(self, param: torch.Tensor) -> None:
         """The gradient of `param` is there."""
@@ -223,7 +234,7 @@ class _Arrivals:
     def _comes_last(self, param: torch.Tensor) -> bool:
         """No hook of the user's is still to see the gradient; else it stays for it, until the backward ends."""
         hooks = param._post_accumulate_grad_hooks
-        return bool(next(reversed(hooks)) == self.watched[param])
+        return bool(next(reversed(hooks)) == self.watched[param].id)
 
 
 def _arrive(arrivals: weakref.ref[_Arrivals], param: torch.Tensor) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from aliquot._core import Error, InvalidArgument
+from aliquot.agreement import require_agreement
 from aliquot.places import Place, places_of
 
 if TYPE_CHECKING:
@@ -20,6 +22,15 @@ def square_sums(model: ShardedModel) -> SquareSums:
     """As of now. Every rank calls it, and the host waits."""
     sums = model.engine.square_sums(model.stream())
     return {place: sums[unit.index][place.index] for unit in model.units for place in unit.places}
+
+
+def require_alike(model: ShardedModel, groups: Iterable[Iterable[Place]], max_norms: Iterable[float | None]) -> None:
+    """Refuses ranks that clip other gradients, or to other norms: each would scale its own part. Collective."""
+    lines = (
+        f"{', '.join(place.name for place in places)} to {max_norm}"
+        for places, max_norm in zip(groups, max_norms, strict=True)
+    )
+    require_agreement(model.world, "clip differently", lines)
 
 
 def norm_of(places: Iterable[Place], squares: SquareSums) -> float:
@@ -42,8 +53,8 @@ def clip(places: Iterable[Place], norm: float, max_norm: float) -> None:
 
 def require_positive(max_grad_norm: float | None) -> None:
     """Refuses to clip to what is no norm."""
-    if max_grad_norm is not None and not max_grad_norm > 0:
-        raise InvalidArgument(f"max_grad_norm is {max_grad_norm}; it is positive, or None")
+    if max_grad_norm is not None and not (isinstance(max_grad_norm, Real) and max_grad_norm > 0):
+        raise InvalidArgument(f"max_grad_norm is {max_grad_norm!r}; it is positive, or None")
 
 
 class GroupNorms:
@@ -75,6 +86,8 @@ def clip_groups(model: ShardedModel, groups: Sequence[Mapping[str, Any]]) -> Gro
             "a captured step takes no group with a max_grad_norm of its own, since the host waits for its norm: clip "
             "all with max_grad_norm= of the optimizer"
         )
-    norms = GroupNorms(model, [places_of("step", group["params"]) for group in groups])
+    places = [places_of("step", group["params"]) for group in groups]
+    require_alike(model, places, max_norms)
+    norms = GroupNorms(model, places)
     norms.clip(max_norms)
     return norms

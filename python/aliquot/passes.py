@@ -103,8 +103,22 @@ class Passes:
     def enter_backward(self) -> None:
         """Before the first of our nodes of a backward."""
         if not self.in_backward:
+            self._require_one_communicator()
             self.in_backward = True
             self.autograd.at_end(self.finish_backward)
+
+    def _require_one_communicator(self) -> None:
+        """Refuses a backward through models sharded over other ranks too: who waits in the one does nothing for the
+        other, so that ranks could wait for each other forever.
+        """  # fmt: skip
+        for other in self.model.world.passes:
+            if other.in_backward and other.model.shards is not self.model.shards:
+                raise Error(
+                    f"rank {self.model.world.rank}: a backward of {type(self.model.root).__name__} comes within that "
+                    f"of {type(other.model.root).__name__}, or behind one that did not finish, and they have not the "
+                    "same replicas=. Walk back through one after the other, or shard both alike; after an error call "
+                    "aliquot.reset_step"
+                )
 
     def pre_backward(self, units: list[Unit]) -> None:
         """The gradient of a forward's output is there: what the forward saved is about to be used."""

@@ -102,6 +102,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.require_ready()
+        for group in self.param_groups:
+            self.require_settings(group)
         require_unmoved(self.model)
         if self.model.scaler is not None:
             self.model.scaler.require_scaled(self)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,9 @@ from aliquot.background import Background
 from aliquot.farewell import announce_ending, announce_uncaught, at_end
 from aliquot.rendezvous import Rendezvous, alone, meet
 from aliquot.subsets import Subsets, counterparts, hosts_of_ranks, neighbours, ranks_per_host
+
+if TYPE_CHECKING:
+    from aliquot.passes import Passes
 
 Transport = Literal["auto", "shared_memory", "peer", "nccl", "process_group", "hierarchical"]
 CPU = torch.device("cpu")
@@ -40,6 +44,8 @@ class World:
     """Communicators of some of the ranks, and on which host each is."""
     background: Background = field(default_factory=Background)
     """The save that goes on behind training."""
+    passes: WeakSet[Passes] = field(default_factory=WeakSet, compare=False)
+    """Of all sharded models."""
 
     @property
     def gpu(self) -> int:

@@ -199,3 +199,44 @@ def refuse(rank: int) -> None:
 
 def test_what_has_no_norm_is_refused() -> None:
     run_ranks(WORLD_SIZE, refuse)
+
+
+def clip_to_nonsense(rank: int) -> None:
+    model: Any = aliquot.shard(built(CASE))
+    one, other = halves(model)
+    optimizer = aliquot.AdamW(model, params=[{"params": one}, {"params": other}], lr=LR)
+    CASE.run(model, Turn(rank, 0))
+    before = aliquot.clip_grad_norm_(model, math.inf)
+    for wrong in (-1.0, math.nan, "1", None):
+        with pytest.raises(aliquot.InvalidArgument, match="max_norm is"):
+            aliquot.clip_grad_norm_(model, wrong)  # type: ignore[arg-type]
+        with pytest.raises(aliquot.InvalidArgument, match="max_norm is"):
+            aliquot.clip_grad_norm_(one, wrong)  # type: ignore[arg-type]
+    optimizer.param_groups[0]["max_grad_norm"] = 1e-3
+    for key, value in (("max_grad_norm", -1e-3), ("max_grad_norm", math.nan), ("max_grad_norm", 0.0), ("lr", -1.0)):
+        kept = optimizer.param_groups[1].get(key)
+        optimizer.param_groups[1][key] = value
+        with pytest.raises(aliquot.InvalidArgument, match=key):
+            optimizer.step()
+        optimizer.param_groups[1][key] = kept
+    assert aliquot.clip_grad_norm_(model, math.inf) == before
+
+
+def test_nonsense_is_refused_before_anything_is_scaled() -> None:
+    run_ranks(WORLD_SIZE, clip_to_nonsense)
+
+
+def clip_other_parameters(rank: int) -> None:
+    model: Any = aliquot.shard(built(CASE))
+    optimizer = aliquot.AdamW(model, lr=LR)
+    optimizer.param_groups[0]["max_grad_norm"] = 1.0 + rank
+    CASE.run(model, Turn(rank, 0))
+    with pytest.raises(aliquot.CommunicatorError, match=r"clip differently: rank 0 has 'blocks\.0"):
+        aliquot.clip_grad_norm_(model.blocks[rank].parameters(), 1.0)
+    with pytest.raises(aliquot.CommunicatorError, match=r"to 1\.0', rank 1 has .* to 2\.0'"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
+def test_ranks_that_clip_differently_are_told(transport: Transport) -> None:
+    run_ranks(WORLD_SIZE, clip_other_parameters, transport=transport)

@@ -221,6 +221,22 @@ def step_apart(rank: int) -> str:
     return str(caught.value)
 
 
+def walk_through_both(rank: int) -> None:
+    one = aliquot.shard(nn.Linear(3, 3))
+    other = aliquot.shard(nn.Linear(3, 3), replicas=2)
+    with pytest.raises(aliquot.Error, match=r"comes within that of Linear.*not the same replicas="):
+        (one(torch.ones(2, 3)).sum() + other(torch.ones(2, 3)).sum()).backward()
+    for model in (one, other):
+        aliquot.reset_step(model)
+    for model in (one, other):
+        model(torch.ones(2, 3)).sum().backward()
+
+
+def test_one_backward_through_other_replicas_is_refused() -> None:
+    """Ranks could wait for each other forever."""
+    run_ranks(WORLD_SIZE, walk_through_both)
+
+
 @pytest.mark.parametrize("transport", BETWEEN, ids=str)
 def test_groups_that_step_apart_are_told(transport: Transport) -> None:
     for rank, text in enumerate(run_ranks(WORLD_SIZE, step_apart, transport=transport)):

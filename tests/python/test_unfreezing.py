@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import aliquot
 import pytest
 import torch
 from cases import square_loss
-from models import Block, Chain
+from models import WIDTH, Block, Chain
 from ranks import PROCESS_GROUP, SHARED_MEMORY, SHARED_MEMORY_POISONED, TRANSPORTS, Transport, run_ranks
 from torch import Tensor, nn
 from training import STAGES, Case, Reference, Turn, assert_same_bits, assert_same_weights, average_gradients, built
@@ -215,22 +216,102 @@ def test_checkpoints(tmp_path: Path, saved_at: int, loaded_unfrozen: bool) -> No
     run_ranks(WORLD_SIZE, save_and_go_on, tmp_path, saved_at, loaded_unfrozen)
 
 
-def load_into_frozen(rank: int, folder: Path) -> None:
-    """States of what is frozen here have no place; the values have."""
+def load_into_frozen(rank: int, folder: Path, kind: str) -> None:
+    """States of what is frozen here have no place, and begin anew when it is unfrozen; the values have."""
+    make = STEPPED_BY[kind]
+
+    def step(model: Any, optimizer: Any) -> None:
+        optimizer.zero_grad()
+        square_loss(model, Turn(rank, 0)).backward()
+        optimizer.step()
+
+    def loaded(with_states: bool) -> dict[str, Tensor]:
+        other: Any = aliquot.shard(built(FROZEN))
+        again = make(other, lr=LR)
+        aliquot.load_checkpoint(folder, other, again if with_states else None)
+        assert_same_bits(aliquot.full_state_dict(other), values)
+        other.requires_grad_(True)
+        step(other, again)
+        return aliquot.full_state_dict(other, all_ranks=True)
+
     model: Any = aliquot.shard(built(FROZEN))
-    optimizer = aliquot.AdamW(model, lr=LR)
+    optimizer = make(model, lr=LR)
     model.requires_grad_(True)
-    square_loss(model, Turn(rank, 0)).backward()
-    optimizer.step()
-    aliquot.save_checkpoint(folder, model, optimizer, step=1)
-    other: Any = aliquot.shard(built(FROZEN))
-    again = aliquot.AdamW(other, lr=LR)
-    aliquot.load_checkpoint(folder, other, again)
-    assert_same_bits(aliquot.full_state_dict(other), aliquot.full_state_dict(model))
+    for _ in range(3):
+        step(model, optimizer)
+    values = aliquot.full_state_dict(model)
+    aliquot.save_checkpoint(folder, model, optimizer, step=3)
+    warned = Warnings()
+    logging.getLogger("aliquot").addHandler(warned)
+    of_all, of_none = loaded(True), loaded(False)
+    assert len([text for text in warned.texts if "are frozen here: their states are not loaded" in text]) == 1
+    frozen = [name for name in of_all if name.startswith(("first", "blocks.0", "blocks.1"))]
+    assert_same_bits({name: of_all[name] for name in frozen}, {name: of_none[name] for name in frozen})
 
 
-def test_a_checkpoint_goes_into_a_model_that_is_still_frozen(tmp_path: Path) -> None:
-    run_ranks(WORLD_SIZE, load_into_frozen, tmp_path)
+STEPPED_BY: dict[str, Any] = {name: make for name, (make, _) in MAKE.items()} | {
+    "8 bits": partial(aliquot.AdamW, moment_bits=8)
+}
+
+
+class Warnings(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@pytest.mark.parametrize("kind", STEPPED_BY)
+def test_a_checkpoint_goes_into_a_model_that_is_still_frozen(kind: str, tmp_path: Path) -> None:
+    run_ranks(WORLD_SIZE, load_into_frozen, tmp_path, kind)
+
+
+class Adapted(nn.Module):
+    """A frozen layer beside a trained one, as with LoRA: its weight is read for the gradient of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
+        self.adapter = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.frozen(x) + self.adapter(x))
+
+
+def adapted() -> Chain:
+    model = Chain(block=Adapted)
+    model.first.requires_grad_(False)
+    return model
+
+
+def unfreeze_before_adapters(rank: int, order: tuple[int, ...]) -> None:
+    """From the second step on, inputs of the blocks need gradients, which they did not before."""
+    case = Case(adapted, square_loss)
+    model: Any = aliquot.shard(built(case))
+    reference = Reference(case, WORLD_SIZE)
+    optimizer = aliquot.AdamW(model, lr=LR)
+    wholes = [torch.optim.AdamW(replica.parameters(), lr=LR) for replica in reference.replicas]
+    for step in range(4):
+        for one in (model, *reference.replicas):
+            one.first.requires_grad_(step % 2 == 1)
+        optimizer.zero_grad()
+        square_loss(model, Turn(rank, step), order=order).backward()
+        optimizer.step()
+        for number, replica in enumerate(reference.replicas):
+            replica.zero_grad()
+            square_loss(replica, Turn(number, step), order=order).backward()
+        average_gradients(reference.replicas)
+        for whole in wholes:
+            whole.step()
+    assert_same_weights(aliquot.full_state_dict(model, all_ranks=True), reference.weights())
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 1, 2, 0)], ids=str)
+@pytest.mark.parametrize("transport", TRANSPORTS, ids=str)
+def test_what_comes_before_adapters(transport: Transport, order: tuple[int, ...]) -> None:
+    run_ranks(WORLD_SIZE, unfreeze_before_adapters, order, transport=transport)
 
 
 def differ(rank: int) -> None:

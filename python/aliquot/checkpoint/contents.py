@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,6 +22,11 @@ from aliquot.tensors import TENSORS
 from aliquot.unit import Unit
 from aliquot.values import names_of_tensors
 from aliquot.words import dtype_in_store
+
+if TYPE_CHECKING:
+    from aliquot.checkpoint.manifest import Manifest
+
+logger = logging.getLogger("aliquot")
 
 Held = list[tuple[int, int, int, int]]
 """Parameter, begin, numel and address, as the engine gives them."""
@@ -153,12 +160,30 @@ def names_with_gradients(model: ShardedModel) -> list[str]:
 
 
 def pieces_to_load(optimizer: ShardedOptimizer) -> Iterator[tuple[Place, int, int]]:
-    """Of the parameters that it steps: place, begin and numel of what this rank has to be given."""
+    """Of the parameters that it steps now: place, begin and numel of what this rank has to be given."""
     model, places = optimizer.model, set(optimizer.places())
     for unit in model.units:
+        if not unit.trainable:
+            continue
         for index, begin, numel, _ in model.engine.parts_to_load(unit.index, "param"):
             if unit.places[index] in places:
                 yield unit.places[index], begin, numel
+
+
+def note_frozen(optimizers: Iterable[ShardedOptimizer], manifest: Manifest) -> None:
+    """Says of which parameters states are left behind: what can't be stepped has none."""
+    left = [
+        place.name
+        for number, optimizer in enumerate(optimizers)
+        for place in optimizer.places()
+        if not place.unit.trainable and place.name in manifest.optimizers[number].scalars
+    ]
+    if left:
+        logger.warning(
+            "%s and %d more parameters were trained when they were saved and are frozen here: their states are not "
+            "loaded, and begin anew when they are unfrozen. To go on with them, call requires_grad_(True) before "
+            "load_checkpoint", left[0], len(left) - 1,
+        )  # fmt: skip
 
 
 def state_shape(place: Place) -> torch.Size:

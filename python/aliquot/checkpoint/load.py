@@ -123,6 +123,7 @@ class Load:
         self._want_buffers(reading, matched)
         if optimizers and checkpoint.manifest.gradients:
             self._want_gradients(reading, checkpoint.manifest)
+        contents.note_frozen(optimizers, checkpoint.manifest)
         states = [list(self._want_states(reading, matched, *both)) for both in enumerate(optimizers)]
         reading.run()
         for number, optimizer in enumerate(optimizers):
@@ -171,9 +172,11 @@ class Load:
                 yield State(state, place, begin, values)
 
     def _prepare_optimizer(self, optimizer: ShardedOptimizer, saved: OptimizerState, states: list[State]) -> None:
+        frozen = {place.name for place in optimizer.places() if not place.unit.trainable}
         scalars = {
             name: {state: unplain(value) for state, value in of_param.items()}
             for name, of_param in saved.scalars.items()
+            if name not in frozen
         }
         self._puts.append(optimizer.prepare(states, scalars))
         for group, theirs in zip(optimizer.param_groups, saved.groups, strict=True):
