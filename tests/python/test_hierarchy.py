@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from dataclasses import replace
-from threading import Event
 from typing import Any
 
 import aliquot
 import pytest
 import torch
 from cases import CASES
-from ranks import FORK, HIERARCHICAL, SHARED_MEMORY, Transport, run_ranks, started
+from losing import lose
+from ranks import HIERARCHICAL, SHARED_MEMORY, Transport, run_ranks
 from refusals import error_of
 from test_different_paths import disagreement
 from torch import Tensor
@@ -21,7 +20,6 @@ from training import STAGES, Sharded, assert_same_bits, assert_same_weights, tra
 
 WORLD_SIZE = 4
 STEPS = 5
-SECONDS = 2.0
 
 
 def train_every_stage(rank: int, name: str) -> list[dict[str, Tensor]]:
@@ -114,31 +112,7 @@ def test_ranks_that_skip_units_are_told() -> None:
         assert {"rank 0", "blocks.1", "blocks.2"} <= set(re.findall(r"rank \d|blocks\.\d", text)), text
 
 
-def train_until_lost(rank: int, replicas: int, training: Any) -> tuple[float, int, str]:
-    sharded = Sharded(replace(CASES["plain"], replicas=replicas), 3)
-    step = 0
-    while True:
-        try:
-            sharded.step(rank, step)
-        except aliquot.PeerLost as error:
-            return time.monotonic(), error.rank, str(error)
-        if step == 1:
-            training.release()
-        step += 1
-
-
 @pytest.mark.parametrize("victim", [0, 3])
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_all_hosts_hear_of_a_killed_rank(replicas: int, victim: int) -> None:
-    training = FORK.Semaphore(0)
-    with started(WORLD_SIZE, train_until_lost, replicas, training, transport=HIERARCHICAL) as ranks:
-        for _ in range(WORLD_SIZE):
-            assert training.acquire(timeout=30.0)
-        Event().wait(0.05)  # some instant
-        death = ranks.kill(victim)
-        survivors = [r for r in ranks.results(timeout=15.0) if r is not None]
-    assert len(survivors) == WORLD_SIZE - 1
-    for raised, named, text in survivors:
-        assert named == victim
-        assert f"rank {victim}" in text
-        assert raised - death < SECONDS
+    lose(victim, WORLD_SIZE, 3, replicas, 0.05, HIERARCHICAL)

@@ -4,50 +4,22 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from pathlib import Path
-from threading import Event
 from typing import Any
 
-import aliquot
 import pytest
-from cases import CASES
-from ranks import FORK, PROCESS_GROUP, SHARED_MEMORY, Transport, started
-from training import STAGES, Sharded
+from losing import lose
+from ranks import PROCESS_GROUP, SHARED_MEMORY, Transport
+from training import STAGES
 
 WORLD_SIZE = 3
-SECONDS = 2.0
 SHARED_MEMORY_FILES = Path("/dev/shm")
 
 
-def train_until_lost(rank: int, stage: int, training: object) -> tuple[float, int, str]:
-    """When PeerLost was raised, whom it names, and its text."""
-    sharded = Sharded(CASES["plain"], stage)
-    step = 0
-    while True:
-        try:
-            sharded.step(rank, step)
-        except aliquot.PeerLost as error:
-            return time.monotonic(), error.rank, str(error)
-        if step == 1:
-            training.release()  # type: ignore[attr-defined]
-        step += 1
-
-
 def lose_a_rank(chance: random.Random, transport: Transport) -> None:
+    """At a random instant."""
     victim, stage, delay = chance.randrange(WORLD_SIZE), chance.choice(STAGES), chance.uniform(0.0, 0.1)
-    training = FORK.Semaphore(0)
-    with started(WORLD_SIZE, train_until_lost, stage, training, transport=transport) as ranks:
-        for _ in range(WORLD_SIZE):
-            assert training.acquire(timeout=30.0)
-        Event().wait(delay)  # the random instant
-        death = ranks.kill(victim)
-        survivors = [r for r in ranks.results(timeout=15.0) if r is not None]
-    assert len(survivors) == WORLD_SIZE - 1
-    for raised, named, text in survivors:
-        assert named == victim
-        assert f"rank {victim}" in text
-        assert raised - death < SECONDS, f"stage {stage}: {raised - death} s"
+    lose(victim, WORLD_SIZE, stage, 1, delay, transport)
 
 
 @pytest.mark.parametrize("transport", [SHARED_MEMORY, PROCESS_GROUP], ids=str)
