@@ -27,7 +27,7 @@ class FusedOptimizer(ShardedOptimizer):
         """Of a parameter group, as it is now."""
 
     def _begin(self) -> None:
-        rule = self.rules()[0]
+        rule, *_ = [self._possible_rule(group) for group in self.param_groups]
         self.model.engine.set_groups(self._grouping(), rule)
         self.state_names = frozenset(rule.states)
         self.model.fused = weakref.ref(self)
@@ -61,8 +61,8 @@ class FusedOptimizer(ShardedOptimizer):
         return self.model.engine.step(self.rules(), self.max_grad_norm, self.model.stream())
 
     def rules(self) -> list[_core.Rule]:
-        """What the groups say now, as the core takes it."""
-        return [self._possible_rule(group) for group in self.param_groups]
+        """What the groups say now, as the core takes it; behind require_ready()."""
+        return [self._rule(group) for group in self.param_groups]
 
     def _norm_of_step(self) -> torch.Tensor:
         """As of every optimizer. On a device asking for it does not wait."""
@@ -94,7 +94,8 @@ class FusedOptimizer(ShardedOptimizer):
         given = {(state.name, state.place): state for state in states}
         steps = self.model.engine.param_steps(self.model.stream())
         for place in self.places():
-            steps[place.unit.index][place.index] = steps_of(scalars, place)
+            if place.unit.trainable:
+                steps[place.unit.index][place.index] = steps_of(scalars, place)
 
         def put() -> None:
             for place, begin, role, memory in self._moments(self.model.engine.states_to_load):

@@ -102,8 +102,6 @@ class ShardedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.require_ready()
-        for group in self.param_groups:
-            self.require_settings(group)
         require_unmoved(self.model)
         if self.model.scaler is not None:
             self.model.scaler.require_scaled(self)
@@ -120,8 +118,12 @@ class ShardedOptimizer(torch.optim.Optimizer):
         require_positive(group.get("max_grad_norm"))
 
     def require_ready(self) -> None:
-        """Refuses to step where gradients or parameters are not where they belong. Collective while a save goes on."""
+        """Refuses to step where gradients or parameters are not where they belong, or by what can't be right.
+        Collective while a save goes on.
+        """  # fmt: skip
         self.model.world.background.poll(self.model.world.communicator)
+        for group in self.param_groups:
+            self.require_settings(group)
         require_in_store(self.model)
         self.model.require_bound()
 

@@ -172,11 +172,9 @@ class Load:
                 yield State(state, place, begin, values)
 
     def _prepare_optimizer(self, optimizer: ShardedOptimizer, saved: OptimizerState, states: list[State]) -> None:
-        frozen = {place.name for place in optimizer.places() if not place.unit.trainable}
         scalars = {
             name: {state: unplain(value) for state, value in of_param.items()}
             for name, of_param in saved.scalars.items()
-            if name not in frozen
         }
         self._puts.append(optimizer.prepare(states, scalars))
         for group, theirs in zip(optimizer.param_groups, saved.groups, strict=True):
