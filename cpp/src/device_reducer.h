@@ -41,7 +41,7 @@ class DeviceReducer {
   void scale_all(float factor, Stream stream);
   void scale(std::size_t unit, std::size_t param, float factor, Stream stream);
   /// See Reducer. The host waits.
-  std::vector<std::vector<GradStatistics>> statistics_by_param(Stream stream);
+  GradStatistics measure(std::size_t unit, Range range, Stream stream);
   /// Call when somebody may have written to gradients in the store.
   void invalidate_statistics() { stale_ = true; }
 
@@ -105,7 +105,6 @@ class DeviceReducer {
   void reduce_from_peers(const Sum& sum, Outbox& outbox, Outbox& before);
   void add(const Sum& sum, std::span<const void* const> parts);
   void measure(Stream stream);
-  GradStatistics measure(std::size_t unit, Range range, Stream stream);
   void scale_bytes(std::size_t unit, std::span<std::byte> gradients, Stream stream) const;
   cuda::DeviceStatistics* statistics_of(std::size_t unit) const;
   std::uint8_t* present_of(std::size_t unit) const;

@@ -42,22 +42,9 @@ void DeviceReducer::scale_bytes(std::size_t unit, std::span<std::byte> gradients
               reinterpret_cast<const float*>(factor_.data()), stream);
 }
 
-std::vector<std::vector<GradStatistics>> DeviceReducer::statistics_by_param(Stream stream) {
-  const DeviceGuard guard(device_);
-  std::vector<std::vector<GradStatistics>> statistics;
-  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
-    const Layout& layout = store_.layout(unit);
-    std::vector<GradStatistics>& of_unit = statistics.emplace_back(layout.unit().params.size());
-    if (units_[unit].empty) continue;
-    for (const Segment& segment : layout.segments(layout.shard(communicator_.rank()))) {
-      of_unit[segment.param] = measure(unit, segment.range, stream);
-    }
-    stale_ = true;  // the unit's place in the report was used
-  }
-  return statistics;
-}
-
 GradStatistics DeviceReducer::measure(std::size_t unit, Range range, Stream stream) {
+  const DeviceGuard guard(device_);
+  stale_ = true;  // the unit's place in the report is used
   cuda::grad_statistics(store_.held_bytes(unit, Role::grad, range).data(), store_.gradient_dtype(unit), range.size(),
                         statistics_of(unit), workspace_.data(), stream);
   cuda::DeviceStatistics measured;

@@ -134,8 +134,9 @@ void Engine::scale_gradient(std::size_t unit, std::size_t param, float factor, S
 
 std::vector<std::vector<double>> Engine::square_sums(Stream stream) {
   await_update(stream);
-  auto sums = exchange_square_sums(with(reducer_, [&](auto& reducer) { return reducer.statistics_by_param(stream); }),
-                                   communicator_.host());
+  auto sums = exchange_square_sums(
+      with(reducer_, [&](auto& reducer) { return statistics_by_param(store_, reducer, communicator_.rank(), stream); }),
+      communicator_.host());
   const double scale = loss_scale(stream).scale;
   for (std::vector<double>& of_unit : sums) {
     for (double& sum : of_unit) sum /= scale * scale;

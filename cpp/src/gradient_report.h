@@ -13,8 +13,23 @@ GradientReport exchange_gradient_report(const ShardStore& store, Reducer& reduce
 GradientReport exchange_gradient_report(const ShardStore& store, DeviceReducer& reducer, Communicator& communicator,
                                         Stream stream);
 
-/// The square sums of all ranks, by unit and parameter, of what each says of its shards; NaN where an element is not
-/// finite. Collective.
+/// Of this rank's shards, by unit and parameter, each measured by itself. Zero where there is no gradient.
+template <typename AnyReducer>
+std::vector<std::vector<GradStatistics>> statistics_by_param(const ShardStore& store, AnyReducer& reducer, int rank,
+                                                             Stream stream) {
+  std::vector<std::vector<GradStatistics>> statistics;
+  for (std::size_t unit = 0; unit < store.unit_count(); ++unit) {
+    const Layout& layout = store.layout(unit);
+    std::vector<GradStatistics>& of_unit = statistics.emplace_back(layout.unit().params.size());
+    if (reducer.empty(unit)) continue;
+    for (const Segment& segment : layout.segments(layout.shard(rank))) {
+      of_unit[segment.param] = reducer.measure(unit, segment.range, stream);
+    }
+  }
+  return statistics;
+}
+
+/// The square sums of all ranks of what each says of its shards; NaN where an element is not finite. Collective.
 std::vector<std::vector<double>> exchange_square_sums(const std::vector<std::vector<GradStatistics>>& mine,
                                                       Communicator& communicator);
 

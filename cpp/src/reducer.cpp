@@ -209,17 +209,8 @@ void Reducer::scale(std::size_t unit, std::size_t param, float factor, Stream) {
   units_[unit].statistics.reset();
 }
 
-std::vector<std::vector<GradStatistics>> Reducer::statistics_by_param(Stream) {
-  std::vector<std::vector<GradStatistics>> statistics;
-  for (std::size_t unit = 0; unit < units_.size(); ++unit) {
-    const Layout& layout = store_.layout(unit);
-    std::vector<GradStatistics>& of_unit = statistics.emplace_back(layout.unit().params.size());
-    if (units_[unit].empty) continue;
-    for (const Segment& segment : layout.segments(layout.shard(communicator_.rank()))) {
-      of_unit[segment.param] = grad_statistics(store_.held_part(unit, Role::grad, segment.range));
-    }
-  }
-  return statistics;
+GradStatistics Reducer::measure(std::size_t unit, Range range, Stream) const {
+  return grad_statistics(store_.held_part(unit, Role::grad, range));
 }
 
 std::size_t Reducer::outbox_bytes() const { return outboxes_ ? outboxes_->bytes() : outbox_.bytes() + sums_.bytes(); }

@@ -83,8 +83,8 @@ class Reducer {
   void scale_all(float factor, Stream stream = {});
   /// Multiplies one parameter's.
   void scale(std::size_t unit, std::size_t param, float factor, Stream stream = {});
-  /// Of this rank's shards, by parameter, as a pass of its own. Zero where there is no gradient.
-  std::vector<std::vector<GradStatistics>> statistics_by_param(Stream stream = {});
+  /// Of `range` of the unit's gradient, which this rank holds and which is not empty().
+  GradStatistics measure(std::size_t unit, Range range, Stream stream = {}) const;
 
   /// From here on what it does is on `timeline`, if there is one.
   void profile(Timeline* timeline) { timeline_ = timeline; }
