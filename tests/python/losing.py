@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from dataclasses import replace
 from threading import Event
@@ -29,17 +30,27 @@ def train_until_lost(rank: int, stage: int, replicas: int, training: Any) -> tup
         step += 1
 
 
-def lose(victim: int, world_size: int, stage: int, replicas: int, delay: float, transport: Transport) -> None:
-    """Kills `victim`, `delay` seconds after all have begun to train: the others name it in time."""
+def lose(
+    victim: int,
+    world_size: int,
+    stage: int,
+    replicas: int,
+    delay: float,
+    transport: Transport,
+    seconds: float = SECONDS,
+) -> None:
+    """Kills `victim`, `delay` seconds after all have begun to train: the others name it in time and end in order."""
     training = FORK.Semaphore(0)
     with started(world_size, train_until_lost, stage, replicas, training, transport=transport) as ranks:
         for _ in range(world_size):
-            assert training.acquire(timeout=30.0)
+            assert training.acquire(timeout=60.0)
         Event().wait(delay)
         death = ranks.kill(victim)
-        survivors = [r for r in ranks.results(timeout=15.0) if r is not None]
+        survivors = [r for r in ranks.results(timeout=20.0) if r is not None]
+        codes = ranks.exit_codes(timeout=15.0)
     assert len(survivors) == world_size - 1
     for raised, named, text in survivors:
         assert named == victim
         assert f"rank {victim}" in text
-        assert raised - death < SECONDS, f"stage {stage}: {raised - death} s"
+        assert raised - death < seconds, f"stage {stage}: {raised - death} s"
+    assert codes == [-signal.SIGKILL if rank == victim else 0 for rank in range(world_size)]

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import random
-import signal
 import time
 from functools import partial
-from threading import Event
 
 import aliquot
 import pytest
 import torch
 from cases import CASES, square_loss
+from losing import lose
 from models import Chain
-from ranks import FORK, NCCL, PEER, Transport, run_ranks, started
+from ranks import NCCL, PEER, Transport, run_ranks, started
 from test_exceptions import CASE as FUSED
 from test_exceptions import PLACES, compare, fail
-from test_peer_lost import train_until_lost
 from torch import Tensor, nn
 from training import STAGES, Case, Sharded, Turn
 
@@ -34,18 +32,7 @@ def free_bytes(rank: int) -> int:
 
 def lose_a_rank(chance: random.Random, transport: Transport) -> None:
     victim, stage, delay = chance.randrange(2), chance.choice(STAGES), chance.uniform(0.0, 0.05)
-    training = FORK.Semaphore(0)
-    with started(2, train_until_lost, stage, training, transport=transport) as ranks:
-        for _ in range(2):
-            assert training.acquire(timeout=60.0)
-        Event().wait(delay)  # the random instant
-        death = ranks.kill(victim)
-        ((raised, named, text),) = (r for r in ranks.results(timeout=20.0) if r is not None)
-        codes = ranks.exit_codes(timeout=15.0)
-    assert named == victim
-    assert f"rank {victim}" in text
-    assert raised - death < SECONDS, f"stage {stage}: {raised - death} s"
-    assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, 0)
+    lose(victim, 2, stage, 1, delay, transport, seconds=SECONDS)
 
 
 def test_the_survivor_names_the_dead_and_leaves_nothing_on_the_gpus(transport: Transport) -> None:
