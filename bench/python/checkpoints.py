@@ -51,7 +51,10 @@ def run_contender(name: str, args: argparse.Namespace) -> list[dict[str, float]]
     """What each rank measured."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.ranks}"]
     path = os.pathsep.join(filter(None, (str(EXAMPLES), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": args.device}
+    environment = os.environ | {
+        "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": args.device,
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic
+    }  # fmt: skip
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         command = [*launch, str(HERE / "saving_rank.py"), name, args.size, args.device, folder]
         ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

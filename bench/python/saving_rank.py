@@ -91,6 +91,8 @@ def main() -> None:
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.use_deterministic_algorithms(True)
+        # Else what saves and loads allocate would be written once more within their times.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     precision = "bf16" if device == "cuda" else "fp32"
     contender = SAVERS[name][0]
     job = Job(contender, Row(size, 1, CONTEXT), 0, 1, seed=1, lr=3e-4, device=device, precision=precision)

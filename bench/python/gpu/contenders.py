@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from contenders import ADAMW, BACKENDS, CLIP, Contender
+from contenders import ADAMW, CLIP, Contender
 from llama import SIZES, Llama
 from seeded import Seeded, materialise
 from torch import Tensor, nn
@@ -25,6 +25,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 def device_of(job: Job) -> torch.device:
     return torch.device(job.device, int(os.environ["LOCAL_RANK"])) if job.device == "cuda" else torch.device("cpu")
+
+
+def join(job: Job) -> torch.device:
+    """Gloo beside NCCL, which saves behind training need (checkpoints.py)."""
+    device = device_of(job)
+    on_gpus = {"backend": "cpu:gloo,cuda:nccl", "device_id": device}
+    torch.distributed.init_process_group(**(on_gpus if job.device == "cuda" else {"backend": "gloo"}))
+    return device
 
 
 def meta_model(job: Job) -> nn.Module:
@@ -52,8 +60,7 @@ def floor(job: Job) -> Contender:
 
 def ddp(job: Job) -> Contender:
     """fp32 parameters and gradients, autocast: DDP has no master weights of its own."""
-    device = device_of(job)
-    torch.distributed.init_process_group(BACKENDS[job.device], device_id=device if job.device == "cuda" else None)
+    device = join(job)
     model = nn.parallel.DistributedDataParallel(materialise(meta_model(job), device), gradient_as_bucket_view=True)
 
     def forward(tokens: Tensor) -> Tensor:
@@ -70,8 +77,7 @@ def fsdp2(job: Job) -> Contender:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    device = device_of(job)
-    torch.distributed.init_process_group(BACKENDS[job.device], device_id=device if job.device == "cuda" else None)
+    device = join(job)
     mesh = init_device_mesh(job.device, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=DTYPES[job.precision], reduce_dtype=torch.float32)
     model = meta_model(job)
