@@ -2,10 +2,12 @@
 
     python bench/python/compare.py --rows                            four models, every contender that is installed
     python bench/python/compare.py --rows 374m:8x1024 7b:2x2048=floor,fsdp2,aliquot-3 --json out.json
+    python bench/python/compare.py --rows 7b+lora16:2x2048           adapters of rank 16 train, the model is frozen
     python bench/python/compare.py --curve                           do the losses over 200 steps of real text agree?
     python bench/python/compare.py --rows tiny:2x16 --device cpu --precision fp32      does the code run?
 
 A row is SIZE:BATCHxCONTEXT: a model of llama.SIZES, and the windows and tokens per window of each rank and step.
+SIZE+loraRANK is that model frozen in 16 bits, with adapters on the projections of attention.
 
 How to read it. Each contender runs in fresh processes, one contender after another, and all of it `--rounds` times, so
 that a machine that drifts hits all alike. `floor` is one GPU's own forward and backward in 16 bits: nothing sharded, no
@@ -38,7 +40,8 @@ from gpu.records import Row
 ROWS = ("374m:8x1024", "1.1b:4x2048", "7b:2x2048", "7b:1x512")
 CURVE_ROW = "demo:8x128"
 CURVE_CONTENDERS = ("fsdp2", "aliquot-3")
-# 16 bytes a parameter in one place: no GPU of today holds the states of 7.24 billion parameters beside a step.
+# 16 bytes a parameter in one place: no GPU of today holds the states of 7.24 billion parameters beside a step. Frozen
+# ones have none.
 REPLICATED = {"ddp", "aliquot-0"}
 
 
@@ -74,12 +77,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _complete(row: Row, args: argparse.Namespace) -> Row:
     """A row names its contenders, or they are those of the command line, or all that are installed and fit."""
-    default = CURVE_CONTENDERS if args.curve else _fitting(row.size)
+    default = CURVE_CONTENDERS if args.curve else _fitting(row)
     return replace(row, contenders=row.contenders or args.contenders or default)
 
 
-def _fitting(size: str) -> tuple[str, ...]:
-    return tuple(name for name in installed() if not (size == "7b" and name in REPLICATED))
+def _fitting(row: Row) -> tuple[str, ...]:
+    left_out = REPLICATED if row.size == "7b" and not row.adapters else set()
+    return tuple(name for name in installed() if name not in left_out)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from adapters import adapt
 from contenders import ADAMW, CLIP, Contender
 from llama import SIZES, Llama
 from seeded import Seeded, materialise
@@ -35,16 +36,25 @@ def join(job: Job) -> torch.device:
     return device
 
 
+def model_of(job: Job) -> nn.Module:
+    model = Llama(SIZES[job.row.size], job.seed)
+    return adapt(model, job.row.adapters, job.seed, DTYPES[job.precision]) if job.row.adapters else model
+
+
 def meta_model(job: Job) -> nn.Module:
     with torch.device("meta"):
-        return Llama(SIZES[job.row.size], job.seed)
+        return model_of(job)
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def torch_optimizer(forward: Callable[[Tensor], Tensor], model: nn.Module, job: Job, units: int = 1) -> Contender:
-    optimizer = torch.optim.AdamW(model.parameters(), **ADAMW | {"lr": job.lr}, fused=True)
+    optimizer = torch.optim.AdamW(trained(model), **ADAMW | {"lr": job.lr}, fused=True)
 
     def update() -> Tensor:
-        norm = nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        norm = nn.utils.clip_grad_norm_(trained(model), CLIP)
         optimizer.step()
         optimizer.zero_grad()
         return norm

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from byte_text import Windows, read_bytes, standard_library
 from contenders import Contender
 from llama import SIZES, next_token_loss
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpu.clocks import Clock, clock
-from gpu.contenders import CONTENDERS, device_of, meta_model
+from gpu.contenders import CONTENDERS, device_of, meta_model, trained
 from gpu.host import host_times
 from gpu.records import DeviceMemory, Job, RankRecord
 
@@ -65,10 +65,15 @@ def train(job: Job, rank: int) -> RankRecord:
     forward, backward, update = (ticks.seconds()[part::PARTS][job.warmup :] for part in range(PARTS))
     memory = _memory(device, before, contender.own_bytes())
     return RankRecord(
-        software=_software(device), parameters=sum(parameter.numel() for parameter in meta_model(job).parameters()),
+        software=_software(device), parameters=_numel(meta_model(job).parameters()),
+        trained=_numel(trained(meta_model(job))),
         units=contender.units, start_seconds=start_seconds, losses=trainer.losses(), grad_norms=trainer.norms(),
         forward=forward, backward=backward, update=update, host=host_times(contender, *data[0]), memory=memory,
     )  # fmt: skip
+
+
+def _numel(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def _batches(job: Job, rank: int) -> Iterator[Batch]:

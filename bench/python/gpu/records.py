@@ -15,23 +15,30 @@ FLOOR = "floor"
 
 @dataclass(frozen=True)
 class Row:
-    """A model's size (see llama.SIZES) and what each rank sees of the data in a step. None: the default contenders."""
+    """A model's size (see llama.SIZES) and what each rank sees of the data in a step. None: the default contenders.
+
+    `adapters`: the rank of those that train on a frozen model (adapters.py); 0: there are none, and all of it trains.
+    """
 
     size: str
     batch: int
     context: int
     contenders: tuple[str, ...] | None = None
+    adapters: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Row:
-        """Reads `374m:8x1024` or `374m:8x1024=floor,fsdp2`."""
+        """Reads `374m:8x1024`, `374m:8x1024=floor,fsdp2` or `374m+lora16:8x1024`."""
         shape, _, contenders = text.partition("=")
-        size, _, windows = shape.partition(":")
+        model, _, windows = shape.partition(":")
+        size, lora, rank = model.partition("+lora")
         batch, _, context = windows.partition("x")
-        return cls(size, int(batch), int(context), tuple(contenders.split(",")) if contenders else None)
+        names = tuple(contenders.split(",")) if contenders else None
+        return cls(size, int(batch), int(context), names, int(rank) if lora else 0)
 
     def __str__(self) -> str:
-        return f"{self.size}:{self.batch}x{self.context}"
+        lora = f"+lora{self.adapters}" if self.adapters else ""
+        return f"{self.size}{lora}:{self.batch}x{self.context}"
 
 
 @dataclass(frozen=True)
@@ -83,10 +90,14 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class RankRecord:
-    """One rank's run: losses and norms of every step, seconds of the timed ones. `units`: what is gathered at once."""
+    """One rank's run: losses and norms of every step, seconds of the timed ones.
+
+    `trained`: how many of the parameters train. `units`: what is gathered at once.
+    """
 
     software: str
     parameters: int
+    trained: int
     units: int
     start_seconds: float
     losses: list[float]

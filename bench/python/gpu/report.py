@@ -33,6 +33,7 @@ def summary(name: str, all_runs: Runs) -> dict[str, Any]:
         "software": good[0].ranks[0].software,
         "ranks": len(good[0].ranks),
         "parameters": good[0].ranks[0].parameters,
+        "trained": good[0].ranks[0].trained,
         "units": good[0].ranks[0].units,
         "step_seconds": seconds,
         "step_seconds_by_round": [median(run.step_seconds) for run in good],
@@ -75,8 +76,10 @@ def _per_unit(run: Run, floor: list[Run]) -> dict[str, float]:
 
 
 def _heading(row: Row, summaries: Iterable[dict[str, Any]]) -> str:
-    parameters = next((values["parameters"] for values in summaries if "parameters" in values), 0)
-    return f"[bold]{row}[/], {parameters / 1e6:,.0f} M"
+    counts = ((values["parameters"], values["trained"]) for values in summaries if "parameters" in values)
+    parameters, trained = next(counts, (0, 0))
+    part = f", of which {trained / 1e6:,.1f} M train" if trained < parameters else ""
+    return f"[bold]{row}[/], {parameters / 1e6:,.0f} M{part}"
 
 
 def _cells(values: dict[str, Any], tokens: int) -> list[str]:

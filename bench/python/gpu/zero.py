@@ -6,11 +6,11 @@ from typing import Any
 
 import deepspeed as library
 from contenders import ADAMW, BACKENDS, CLIP, Contender
-from llama import SIZES, Llama
+from llama import SIZES
 from seeded import Seeded, materialise
 from torch import nn
 
-from gpu.contenders import DTYPES, device_of, meta_model
+from gpu.contenders import DTYPES, device_of, meta_model, model_of, trained
 from gpu.records import Job
 
 NEVER = 10**9
@@ -21,7 +21,7 @@ def deepspeed(job: Job, stage: int) -> Contender:
     library.init_distributed(dist_backend=BACKENDS[job.device])
     config = _config(job, stage)
     model = _partitioned_from_the_start(job, config) if stage == 3 else _whole(job)
-    engine, *_ = library.initialize(model=model, model_parameters=model.parameters(), config=config)
+    engine, *_ = library.initialize(model=model, model_parameters=trained(model), config=config)
 
     def update() -> object:
         engine.step()
@@ -48,7 +48,7 @@ def _whole(job: Job) -> nn.Module:
 
 def _partitioned_from_the_start(job: Job, config: dict[str, Any]) -> nn.Module:
     with library.zero.Init(config_dict_or_path=config, dtype=DTYPES[job.precision]):
-        model = Llama(SIZES[job.row.size], job.seed)
+        model = model_of(job)
     for layer in model.modules():
         if isinstance(layer, Seeded):
             with library.zero.GatheredParameters(layer.weight, modifier_rank=0):
