@@ -1,7 +1,7 @@
 """The C++ core. Addresses are of contiguous memory of the engine's device, streams are native handles (0 on CPUs); see
 the headers under aliquot/ for the contracts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -374,3 +374,26 @@ class Walk:
         self, tensor: type[torch.Tensor], other: Callable[[Callable[[torch.Tensor], torch.Tensor], Any], Any]
     ) -> None: ...
     def __call__(self, change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any: ...
+
+class GradientHooks:
+    """Hooks on the gradients of what modules take and return."""
+
+    def __init__(
+        self,
+        *,
+        walk: Walk,
+        table: Callable[[], MutableMapping[int, Any]],
+        key: int,
+        beside: Callable[[torch.Tensor, Callable[[torch.Tensor], None]], None],
+    ) -> None: ...
+    def add(self, value: Any, hook: Callable[[torch.Tensor], None]) -> None: ...
+    def views(self, value: Any, found: list[torch.Tensor]) -> Any: ...
+
+class Clock:
+    """How long the host spends in a piece of code, all calls together."""
+
+    def __init__(self) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *raised: object) -> None: ...
+    @property
+    def seconds(self) -> float: ...

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.autograd import Variable
 
-from aliquot._core import Error
+from aliquot._core import Error, GradientHooks
 from aliquot.casts import to_dtype
 from aliquot.passes import Passes
 from aliquot.sharded import ShardedModel
@@ -145,19 +145,12 @@ class _ModuleHooks(Unpicklable):
     def _watch_inputs(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Replaces inputs that need gradients by views of them, whose hooks run before those of the tensors' makers."""
         seen: list[torch.Tensor] = []
-
-        def see(tensor: torch.Tensor) -> torch.Tensor:
-            if not tensor.requires_grad:
-                return tensor
-            seen.append(tensor.view_as(tensor))
-            return seen[-1]
-
         if args:
-            args = map_tensors(see, args)
+            args = HOOKS.views(args, seen)
         if kwargs:
-            kwargs = map_tensors(see, kwargs)
+            kwargs = HOOKS.views(kwargs, seen)
         if len(seen) == 1:
-            _register(seen[0], self.post_backward)
+            HOOKS.add(seen[0], self.post_backward)
         elif seen:
             _when_all_have_gradients(seen, self.post_backward)
         if seen or any(unit.expected > 1 for unit in self.units):
@@ -175,14 +168,9 @@ class _ModuleHooks(Unpicklable):
         finally:
             self.passes.leave_forward()
         if torch.is_grad_enabled():
-            map_tensors(self._watch_output, output)
+            HOOKS.add(output, self.pre_backward)
             if is_opaque(output):
                 self.passes.require_no_slots(self.units, output)
-
-    def _watch_output(self, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.requires_grad:
-            _register(tensor, self.pre_backward)
-        return tensor
 
     def pre_backward(self, _: torch.Tensor) -> None:
         self.passes.pre_backward(self.units)
@@ -277,21 +265,17 @@ def _when_all_have_gradients(tensors: list[torch.Tensor], call: Callable[[torch.
             call(gradient)
 
     count = len(tensors)
-    for tensor in tensors:
-        _register(tensor, arrive)
+    HOOKS.add(tensors, arrive)
 
 
-def _register(tensor: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> None:
-    """As `tensor.register_hook(hook)`, which makes a handle each time: that costs more than all else in a hook here.
-
-    Once for a leaf, which lives on: a parameter that its module returns.
-    """
-    if tensor._backward_hooks is None and tensor.grad_fn is not None:
-        tensor._backward_hooks = OrderedDict({OURS: hook})
-        tensor.grad_fn._register_hook_dict(tensor)
-    elif tensor.grad_fn is not None:
+def _add_beside(tensor: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> None:
+    """Once for a leaf, which lives on: a parameter that its module returns."""
+    if tensor.grad_fn is not None:
         tensor.register_hook(hook)  # type: ignore[no-untyped-call]
     elif OURS not in (tensor._backward_hooks or {}):
         handle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
         hooks: Any = tensor._backward_hooks
         hooks[OURS] = hooks.pop(handle.id)
+
+
+HOOKS = GradientHooks(walk=map_tensors, table=OrderedDict, key=OURS, beside=_add_beside)

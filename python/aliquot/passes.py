@@ -13,8 +13,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from aliquot._core import Error
-from aliquot.clock import Clock
+from aliquot._core import Clock, Error
 from aliquot.sharded import ShardedModel
 from aliquot.tensors import TENSORS
 from aliquot.unit import Unit

@@ -35,4 +35,10 @@ inline py::object call(py::handle object, const Name& method) {
   return py::reinterpret_steal<py::object>(result);
 }
 
+inline py::object call(py::handle object, const Name& method, py::handle argument) {
+  PyObject* const result = PyObject_CallMethodOneArg(object.ptr(), method.get(), argument.ptr());
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
 }  // namespace aliquot::python
