@@ -114,7 +114,8 @@ inline std::unique_ptr<MemoryResource> memory_for(const GpuRank& rank) {
   return rank.communicator.name() == "peer" ? pooled_memory(rank.device) : device_memory(rank.device);
 }
 
-/// Bytes in a GPU's memory.
+/// Bytes in a GPU's memory. A copy to or from pageable memory holds, while it waits for its stream, what the other
+/// ranks' copies need; so the stream is awaited before it is given one: it may wait for a peer that has still to copy.
 class GpuBytes {
  public:
   GpuBytes(Device device, std::size_t bytes) : GpuBytes(device_memory(device), bytes) {}
@@ -127,6 +128,7 @@ class GpuBytes {
       : GpuBytes(memory_for(rank), values, stream) {}
   GpuBytes(std::unique_ptr<MemoryResource> memory, std::span<const std::byte> values, Stream stream)
       : GpuBytes(std::move(memory), values.size()) {
+    synchronize(stream);
     copy_async(data(), values.data(), values.size(), stream);
     synchronize(stream);
   }
@@ -138,6 +140,7 @@ class GpuBytes {
   /// After everything given to `stream`.
   std::vector<std::byte> values(Stream stream) const {
     std::vector<std::byte> host(buffer_.bytes());
+    synchronize(stream);
     copy_async(host.data(), data(), host.size(), stream);
     synchronize(stream);
     return host;
