@@ -49,16 +49,23 @@ struct InTwoHalves {
 
   template <typename At>
   __device__ float4 load(At at) const {
-    const ushort4 h = at.load_bits(param), l = at.load_bits(low);
-    return make_float4(join_master({h.x, l.x}), join_master({h.y, l.y}), join_master({h.z, l.z}),
-                       join_master({h.w, l.w}));
+    const uint2 h = at.load_bits(param), l = at.load_bits(low);
+    return make_float4(joined<0>(h.x, l.x), joined<16>(h.x, l.x), joined<0>(h.y, l.y), joined<16>(h.y, l.y));
   }
   template <typename At>
   __device__ void store(At at, float4 v) const {
     const SplitMaster x = split_master(v.x), y = split_master(v.y), z = split_master(v.z), w = split_master(v.w);
-    at.store_bits(make_ushort4(x.high, y.high, z.high, w.high), param);
-    at.store_bits(make_ushort4(x.low, y.low, z.low, w.low), low);
+    at.store_bits(make_uint2(word(x.high, y.high), word(z.high, w.high)), param);
+    at.store_bits(make_uint2(word(x.low, y.low), word(z.low, w.low)), low);
   }
+
+ private:
+  // Whole words, for the compiler takes the elements of a ushort4 apart and cleans each.
+  template <unsigned shift>
+  static __device__ float joined(std::uint32_t high, std::uint32_t low) {
+    return join_master({static_cast<std::uint16_t>(high >> shift), static_cast<std::uint16_t>(low >> shift)});
+  }
+  static __device__ std::uint32_t word(std::uint32_t first, std::uint32_t second) { return __byte_perm(first, second, 0x5410); }
 };
 
 /// Calls body(masters) with the form that `weights` have.

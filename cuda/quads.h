@@ -120,16 +120,18 @@ struct Whole {
   __device__ void store(float4 v, T* array) const {
     store_at_once(pack_as(array, v), const_cast<typename Bits<T>::Type*>(at(array)));
   }
-  /// Of 16-bit elements that are no numbers.
-  __device__ ushort4 load_bits(const std::uint16_t* array) const {
-    return *reinterpret_cast<const ushort4*>(array + begin);
+  /// Of 16-bit elements that are no numbers: two to a word, the first of them lower.
+  __device__ uint2 load_bits(const std::uint16_t* array) const {
+    return *reinterpret_cast<const uint2*>(array + begin);
   }
-  __device__ void store_bits(ushort4 v, std::uint16_t* array) const { *reinterpret_cast<ushort4*>(array + begin) = v; }
-  /// The same of 8 bits.
-  __device__ uchar4 load_codes(const std::uint8_t* array) const {
-    return *reinterpret_cast<const uchar4*>(array + begin);
+  __device__ void store_bits(uint2 v, std::uint16_t* array) const { *reinterpret_cast<uint2*>(array + begin) = v; }
+  /// Of 8-bit ones: four to a word.
+  __device__ std::uint32_t load_codes(const std::uint8_t* array) const {
+    return *reinterpret_cast<const std::uint32_t*>(array + begin);
   }
-  __device__ void store_codes(uchar4 v, std::uint8_t* array) const { *reinterpret_cast<uchar4*>(array + begin) = v; }
+  __device__ void store_codes(std::uint32_t v, std::uint8_t* array) const {
+    *reinterpret_cast<std::uint32_t*>(array + begin) = v;
+  }
 
  private:
   template <typename T>
@@ -160,26 +162,25 @@ struct Part {
       if (i < count) array[begin + i] = rounded<T>(values[i]);
     }
   }
-  __device__ ushort4 load_bits(const std::uint16_t* array) const {
-    const auto at = [&](unsigned i) { return i < count ? array[begin + i] : std::uint16_t{0}; };
-    return make_ushort4(at(0), at(1), at(2), at(3));
+  __device__ uint2 load_bits(const std::uint16_t* array) const {
+    const auto at = [&](unsigned i) { return i < count ? std::uint32_t{array[begin + i]} << (16 * (i % 2)) : 0; };
+    return make_uint2(at(0) | at(1), at(2) | at(3));
   }
-  __device__ void store_bits(ushort4 v, std::uint16_t* array) const {
-    const std::uint16_t values[] = {v.x, v.y, v.z, v.w};
+  __device__ void store_bits(uint2 v, std::uint16_t* array) const {
+    const std::uint32_t words[] = {v.x, v.y};
 #pragma unroll
     for (unsigned i = 0; i < 4; ++i) {
-      if (i < count) array[begin + i] = values[i];
+      if (i < count) array[begin + i] = static_cast<std::uint16_t>(words[i / 2] >> (16 * (i % 2)));
     }
   }
-  __device__ uchar4 load_codes(const std::uint8_t* array) const {
-    const auto at = [&](unsigned i) { return i < count ? array[begin + i] : std::uint8_t{0}; };
-    return make_uchar4(at(0), at(1), at(2), at(3));
+  __device__ std::uint32_t load_codes(const std::uint8_t* array) const {
+    const auto at = [&](unsigned i) { return i < count ? std::uint32_t{array[begin + i]} << (8 * i) : 0; };
+    return at(0) | at(1) | at(2) | at(3);
   }
-  __device__ void store_codes(uchar4 v, std::uint8_t* array) const {
-    const std::uint8_t values[] = {v.x, v.y, v.z, v.w};
+  __device__ void store_codes(std::uint32_t v, std::uint8_t* array) const {
 #pragma unroll
     for (unsigned i = 0; i < 4; ++i) {
-      if (i < count) array[begin + i] = values[i];
+      if (i < count) array[begin + i] = static_cast<std::uint8_t>(v >> (8 * i));
     }
   }
 };

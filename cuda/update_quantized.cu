@@ -1,13 +1,16 @@
 // A warp takes a block of quantization.h at a time: each thread holds two quads of its new numbers, until all threads
-// know its scale.
+// know its scale. What a block needs is loaded before anything is computed; codes go through tables in shared memory.
 #include "cuda/update_quantized.h"
 
 #include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
+#include "cuda/code_tables.h"
+#include "cuda/lanes.h"
 #include "cuda/launch.h"
 #include "cuda/masters.h"
 #include "cuda/quads.h"
@@ -19,113 +22,201 @@ constexpr unsigned warp_threads = 32;
 constexpr unsigned block_warps = block_threads / warp_threads;
 constexpr unsigned quads = quantization_block / (4 * warp_threads);
 
+/// Of a multiprocessor: 64 registers a thread, and 64 bytes that each has asked the memory for.
+constexpr unsigned blocks_at_once = 4;
+
+using Numbers = Floats<4 * quads>;
+
+/// Where a thread's quads of a block lie: Whole or Part.
+template <typename At>
+struct Places {
+  At of[quads];
+};
+
+template <typename At, typename Load>
+__device__ Numbers loaded(const Places<At>& places, const Load& load) {
+  Numbers numbers;
+#pragma unroll
+  for (unsigned q = 0; q < quads; ++q) {
+    const float4 quad = load(places.of[q]);
+    numbers.of[4 * q] = quad.x, numbers.of[4 * q + 1] = quad.y;
+    numbers.of[4 * q + 2] = quad.z, numbers.of[4 * q + 3] = quad.w;
+  }
+  return numbers;
+}
+
+__device__ float4 quad_of(const Numbers& numbers, unsigned q) {
+  const float* const of = numbers.of + 4 * q;
+  return make_float4(of[0], of[1], of[2], of[3]);
+}
+
 template <std::size_t state_count>
 struct QuantizedArrays {
   std::array<std::uint8_t*, state_count> codes;
   std::array<float*, state_count> scales;
 };
 
-template <typename Codes>
-__device__ float4 decoded(uchar4 codes, float scale) {
-  const auto one = [scale](std::uint8_t code) {
-    return Codes::decoded(static_cast<float>(static_cast<typename Codes::Code>(code)), scale);
-  };
-  return make_float4(one(codes.x), one(codes.y), one(codes.z), one(codes.w));
-}
+__device__ constexpr auto signed_table = code_table<SignedCodes<float>>();
+__device__ constexpr auto unsigned_table = code_table<UnsignedCodes<float>>();
 
-template <typename Codes>
-__device__ uchar4 encoded(float4 numbers, float inverse) {
-  const auto one = [inverse](float number) {
-    return static_cast<std::uint8_t>(static_cast<int>(Codes::encoded(number, inverse)));
-  };
-  return make_uchar4(one(numbers.x), one(numbers.y), one(numbers.z), one(numbers.w));
-}
+/// Of a block of threads.
+struct Tables {
+  CodeTable<SignedCodes<float>> with_sign;
+  CodeTable<UnsignedCodes<float>> without;
 
-/// The new numbers of one state that a thread holds. Those behind the end are zeros.
-struct NewNumbers {
-  float4 numbers[quads] = {};
+  /// By all threads.
+  __device__ void fill() {
+    copy(signed_table, with_sign);
+    copy(unsigned_table, without);
+    __syncthreads();
+  }
+  __device__ const CodeTable<SignedCodes<float>>& of(SignedCodes<float>) const { return with_sign; }
+  __device__ const CodeTable<UnsignedCodes<float>>& of(UnsignedCodes<float>) const { return without; }
 
-  /// The scale of the block. Every thread of the warp calls it.
-  template <typename Codes>
-  __device__ float scale() const {
-    constexpr unsigned all = 0xFFFFFFFF;
-    float least = 0, greatest = 0;
-#pragma unroll
-    for (const float4& n : numbers) {
-      least = lesser(lesser(lesser(n.x, n.y), lesser(n.z, n.w)), least);
-      greatest = greater(greater(greater(n.x, n.y), greater(n.z, n.w)), greatest);
-    }
-#pragma unroll
-    for (unsigned distance = warp_threads / 2; distance > 0; distance /= 2) {
-      least = lesser(__shfl_xor_sync(all, least, distance), least);
-      greatest = greater(__shfl_xor_sync(all, greatest, distance), greatest);
-    }
-    return Codes::scale_of(least, greatest);
+ private:
+  template <typename Table>
+  static __device__ void copy(const Table& from, Table& to) {
+    static_assert(block_threads == 256, "an entry a thread");
+    to.lines[threadIdx.x] = from.lines[threadIdx.x];
+    to.values[threadIdx.x] = from.values[threadIdx.x];
   }
 };
 
-/// body(at, number of the quad) for each of this thread's quads of the block [begin, end).
-template <typename Body>
-__device__ void for_quads_of_block(std::size_t begin, std::size_t end, bool aligned, const Body& body) {
+/// The codes of two quads.
+struct CodeWords {
+  std::uint32_t of[quads];
+};
+
+template <typename At>
+__device__ CodeWords loaded_codes(const Places<At>& places, const std::uint8_t* codes) {
+  CodeWords words;
 #pragma unroll
-  for (unsigned quad = 0; quad < quads; ++quad) {
-    const std::size_t i = begin + 4 * (quad * warp_threads + threadIdx.x % warp_threads);
-    if (i < end) at_quad(i, end, aligned, [&](auto at) { body(at, quad); });
+  for (unsigned q = 0; q < quads; ++q) words.of[q] = places.of[q].load_codes(codes);
+  return words;
+}
+
+template <typename Codes>
+__device__ Numbers decoded(const CodeTable<Codes>& table, CodeWords words, float scale) {
+  return Numbers::made([&](unsigned i) {
+    return decoded(table, static_cast<std::uint8_t>(words.of[i / 4] >> (8 * (i % 4))), scale);
+  });
+}
+
+/// Two numbers, each cut off to the nearest code, below the lower half of `above`: with the conversions of the numbers
+/// this is a single instruction.
+template <typename Codes>
+__device__ std::uint32_t packed(float first, float second, std::uint32_t above) {
+  std::uint32_t word;
+  if constexpr (std::is_signed_v<typename Codes::Code>) {
+    asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;"
+        : "=r"(word)
+        : "r"(__float2int_rz(second)), "r"(__float2int_rz(first)), "r"(above));
+  } else {
+    asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, %3;"
+        : "=r"(word)
+        : "r"(__float2int_rz(second)), "r"(__float2int_rz(first)), "r"(above));
   }
+  return word;
+}
+
+template <typename Codes>
+__device__ std::uint32_t encoded(const CodeTable<Codes>& table, float4 quad, float inverse) {
+  const auto one = [&](float number) { return encoded(table, number, inverse); };
+  return packed<Codes>(one(quad.x), one(quad.y), packed<Codes>(one(quad.z), one(quad.w), 0));
+}
+
+/// The scale of the block of which the threads of a warp hold `numbers`, zeros behind the end. Bits of floats are
+/// compared: as integers the greatest is that of the floats, and as integers without a sign that of the least, if any
+/// is negative. Every thread of the warp calls it.
+template <typename Codes>
+__device__ float scale_of(const Numbers& numbers) {
+  constexpr unsigned all = 0xFFFFFFFF;
+  int greatest = 0;
+  unsigned least = 0;
+#pragma unroll
+  for (unsigned i = 0; i < 4 * quads; i += 2) {
+    const int a = __float_as_int(numbers.of[i]), b = __float_as_int(numbers.of[i + 1]);
+    greatest = __vimax3_s32(a, b, greatest);
+    least = __vimax3_u32(a, b, least);
+  }
+  const float most = __int_as_float(__reduce_max_sync(all, greatest));
+  if constexpr (!std::is_signed_v<typename Codes::Code>) return Codes::scale_of(0, most);
+  return Codes::scale_of(fminf(__uint_as_float(__reduce_max_sync(all, least)), 0), most);
 }
 
 /// Encodes and stores one state of the block.
-template <typename Codes>
-__device__ void store_state(const NewNumbers& state, std::uint8_t* codes, float* scale_of_block, std::size_t begin,
-                            std::size_t end, bool aligned) {
-  const float scale = state.scale<Codes>();
+template <typename Codes, typename At>
+__device__ void store_state(const CodeTable<Codes>& table, const Numbers& numbers, const Places<At>& places,
+                            std::uint8_t* codes, float* scale_of_block) {
+  const float scale = scale_of<Codes>(numbers);
   const float inverse = Scale<float>::inverse(scale);
-  for_quads_of_block(begin, end, aligned, [&](auto at, unsigned quad) {
-    at.store_codes(encoded<Codes>(state.numbers[quad], inverse), codes);
-  });
+#pragma unroll
+  for (unsigned q = 0; q < quads; ++q) places.of[q].store_codes(encoded(table, quad_of(numbers, q), inverse), codes);
   if (threadIdx.x % warp_threads == 0) *scale_of_block = scale;
 }
 
 template <typename R, std::size_t i>
 using CodesOfState = CodesOf<R::states[i], float>;
 
-/// The block [begin, end), by a warp.
-template <typename R, typename Masters, typename Grad, std::size_t... i>
-__device__ void update_block(const Masters& masters, const Grad* grad, const QuantizedArrays<sizeof...(i)>& arrays,
-                             const typename R::Scalars& s, float grad_scale, std::size_t slot, std::size_t begin,
-                             std::size_t end, bool aligned, std::index_sequence<i...>) {
+/// One block, by a warp.
+template <typename R, typename At, typename Masters, typename Grad, std::size_t... i>
+__device__ void update_block(const Places<At>& places, const Masters& masters, const Grad* grad,
+                             const QuantizedArrays<sizeof...(i)>& arrays, const Tables& tables,
+                             const typename R::Scalars& s, float grad_scale, std::size_t slot,
+                             std::index_sequence<i...>) {
   const float scales[] = {arrays.scales[i][slot]...};
-  NewNumbers news[sizeof...(i)];
-  for_quads_of_block(begin, end, aligned, [&](auto at, unsigned quad) {
-    float4 p = masters.load(at);
-    const float4 g = at.read(grad);
-    float4 states[] = {decoded<CodesOfState<R, i>>(at.load_codes(arrays.codes[i]), scales[i])...};
-    R::update(s, p.x, g.x * grad_scale, states[i].x...);
-    R::update(s, p.y, g.y * grad_scale, states[i].y...);
-    R::update(s, p.z, g.z * grad_scale, states[i].z...);
-    R::update(s, p.w, g.w * grad_scale, states[i].w...);
-    ((news[i].numbers[quad] = states[i]), ...);
-    masters.store(at, p);
-  });
-  (store_state<CodesOfState<R, i>>(news[i], arrays.codes[i], &arrays.scales[i][slot], begin, end, aligned), ...);
+  const CodeWords codes[] = {loaded_codes(places, arrays.codes[i])...};
+  Numbers p = loaded(places, [&](auto at) { return masters.load(at); });
+  const Numbers g = loaded(places, [&](auto at) { return at.read(grad); });
+  Numbers states[] = {decoded(tables.of(CodesOfState<R, i>()), codes[i], scales[i])...};
+  R::update(s, p, g * grad_scale, states[i]...);
+#pragma unroll
+  for (unsigned q = 0; q < quads; ++q) masters.store(places.of[q], quad_of(p, q));
+  (store_state(tables.of(CodesOfState<R, i>()), states[i], places, arrays.codes[i], &arrays.scales[i][slot]), ...);
+}
+
+/// The places of this thread's quads of the block [begin, end), which may be empty.
+__device__ Places<Part> parts_of(std::size_t begin, std::size_t end) {
+  Places<Part> places;
+#pragma unroll
+  for (unsigned q = 0; q < quads; ++q) {
+    const std::size_t at = begin + 4 * (q * warp_threads + threadIdx.x % warp_threads);
+    places.of[q] = {at, at < end ? static_cast<unsigned>(end - at < 4 ? end - at : 4) : 0U};
+  }
+  return places;
+}
+__device__ Places<Whole> whole_at(std::size_t begin) {
+  Places<Whole> places;
+#pragma unroll
+  for (unsigned q = 0; q < quads; ++q) places.of[q] = {begin + 4 * (q * warp_threads + threadIdx.x % warp_threads)};
+  return places;
 }
 
 template <typename R, typename Masters, typename Grad, std::size_t state_count>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, blocks_at_once)
     update_kernel(Masters masters, const Grad* grad, QuantizedArrays<state_count> arrays, std::size_t shard_numel,
                   bool aligned, const Chunk* chunks, const ParamScalars<R>* scalars, const StepState* state) {
+  __shared__ Tables tables;
   const Chunk chunk = chunks[blockIdx.x];
   const float grad_scale = state->grad_scale;
   if (state->skip != 0) return;
   const ParamScalars<R> s = scalars[chunk.param];
   if (s.stepped == 0) return;
-  const std::size_t end = chunk.begin + chunk.count;
-  const std::size_t warp = threadIdx.x / warp_threads;
-  for (std::size_t i = chunk.begin + warp * quantization_block; i < end; i += block_warps * quantization_block) {
-    const std::size_t slot = scale_slot(i, chunk.param, shard_numel);
-    const std::size_t end_of_block = i + quantization_block < end ? i + quantization_block : end;
-    update_block<R>(masters, grad, arrays, s.of_rule, grad_scale, slot, i, end_of_block,
-                    aligned && chunk.begin % 4 == 0, std::make_index_sequence<state_count>());
+  tables.fill();
+  const std::size_t first_slot = scale_slot(chunk.begin, chunk.param, shard_numel);  // a chunk lies in one shard
+  const bool whole = aligned && chunk.begin % 4 == 0;
+  for (unsigned at = threadIdx.x / warp_threads * quantization_block; at < chunk.count;
+       at += block_warps * quantization_block) {
+    const auto update_at = [&](const auto& places) {
+      update_block<R>(places, masters, grad, arrays, tables, s.of_rule, grad_scale, first_slot + at / quantization_block,
+                      std::make_index_sequence<state_count>());
+    };
+    const std::size_t begin = chunk.begin + at;
+    if (whole && at + quantization_block <= chunk.count) {
+      update_at(whole_at(begin));
+    } else {
+      update_at(parts_of(begin, chunk.begin + chunk.count));
+    }
   }
 }
 

@@ -23,8 +23,8 @@ constexpr SplitMaster split_master(float master) {
 }
 
 constexpr float join_master(SplitMaster halves) {
-  const std::uint32_t rounded_up = halves.low >> 15;
-  return std::bit_cast<float>(((std::uint32_t{halves.high} - rounded_up) << 16) | halves.low);
+  const auto beyond_high = static_cast<std::int16_t>(halves.low);  // less than nothing where that was rounded up
+  return std::bit_cast<float>((std::uint32_t{halves.high} << 16) + static_cast<std::uint32_t>(beyond_high));
 }
 
 // The same for arrays on the host, of masters.size() elements.
