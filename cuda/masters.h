@@ -54,18 +54,24 @@ struct InTwoHalves {
   }
   template <typename At>
   __device__ void store(At at, float4 v) const {
-    const SplitMaster x = split_master(v.x), y = split_master(v.y), z = split_master(v.z), w = split_master(v.w);
-    at.store_bits(make_uint2(word(x.high, y.high), word(z.high, w.high)), param);
-    at.store_bits(make_uint2(word(x.low, y.low), word(z.low, w.low)), low);
+    at.store_bits(make_uint2(upper_halves(rounded_bits(v.x), rounded_bits(v.y)),
+                             upper_halves(rounded_bits(v.z), rounded_bits(v.w))),
+                  param);
+    at.store_bits(make_uint2(lower_halves(v.x, v.y), lower_halves(v.z, v.w)), low);
   }
 
  private:
-  // Whole words, for the compiler takes the elements of a ushort4 apart and cleans each.
+  // Two elements are a word all the way: of a ushort4 the compiler takes and cleans each by itself.
   template <unsigned shift>
   static __device__ float joined(std::uint32_t high, std::uint32_t low) {
     return join_master({static_cast<std::uint16_t>(high >> shift), static_cast<std::uint16_t>(low >> shift)});
   }
-  static __device__ std::uint32_t word(std::uint32_t first, std::uint32_t second) { return __byte_perm(first, second, 0x5410); }
+  static __device__ std::uint32_t upper_halves(std::uint32_t first, std::uint32_t second) {
+    return __byte_perm(first, second, 0x7632);
+  }
+  static __device__ std::uint32_t lower_halves(float first, float second) {
+    return __byte_perm(__float_as_uint(first), __float_as_uint(second), 0x5410);
+  }
 };
 
 /// Calls body(masters) with the form that `weights` have.

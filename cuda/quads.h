@@ -68,6 +68,10 @@ struct Bits<float> {
 };
 
 inline __device__ float4 unpack(const float*, float4 bits) { return bits; }
+inline __device__ float4 unpack(const Bf16*, uint2 bits) {
+  const auto upper = [](unsigned word) { return __uint_as_float(word & 0xFFFF0000); };
+  return make_float4(upper(bits.x << 16), upper(bits.x), upper(bits.y << 16), upper(bits.y));
+}
 template <typename T>
 __device__ float4 unpack(const T*, uint2 bits) {
   const T* const elements = reinterpret_cast<const T*>(&bits);

@@ -20,7 +20,8 @@ namespace {
 
 constexpr unsigned warp_threads = 32;
 constexpr unsigned block_warps = block_threads / warp_threads;
-constexpr unsigned quads = quantization_block / (4 * warp_threads);
+constexpr unsigned block_numel = quantization_block;  // in registers of 32 bits
+constexpr unsigned quads = block_numel / (4 * warp_threads);
 
 /// Of a multiprocessor: 64 registers a thread, and 64 bytes that each has asked the memory for.
 constexpr unsigned blocks_at_once = 4;
@@ -97,9 +98,8 @@ __device__ CodeWords loaded_codes(const Places<At>& places, const std::uint8_t* 
 
 template <typename Codes>
 __device__ Numbers decoded(const CodeTable<Codes>& table, CodeWords words, float scale) {
-  return Numbers::made([&](unsigned i) {
-    return decoded(table, static_cast<std::uint8_t>(words.of[i / 4] >> (8 * (i % 4))), scale);
-  });
+  return Numbers::made(
+      [&](unsigned i) { return decoded(table, static_cast<std::uint8_t>(words.of[i / 4] >> (8 * (i % 4))), scale); });
 }
 
 /// Two numbers, each cut off to the nearest code, below the lower half of `above`: with the conversions of the numbers
@@ -126,22 +126,17 @@ __device__ std::uint32_t encoded(const CodeTable<Codes>& table, float4 quad, flo
 }
 
 /// The scale of the block of which the threads of a warp hold `numbers`, zeros behind the end. Bits of floats are
-/// compared: as integers the greatest is that of the floats, and as integers without a sign that of the least, if any
-/// is negative. Every thread of the warp calls it.
+/// compared: as integers without a sign the greatest is the least number, if any is negative, and as integers the
+/// greatest number. Every thread of the warp calls it.
 template <typename Codes>
 __device__ float scale_of(const Numbers& numbers) {
   constexpr unsigned all = 0xFFFFFFFF;
+  const float extreme = __uint_as_float(__reduce_max_sync(all, numbers.bounds().greatest));
+  if constexpr (!std::is_signed_v<typename Codes::Code>) return Codes::scale_of(0, extreme);
   int greatest = 0;
-  unsigned least = 0;
 #pragma unroll
-  for (unsigned i = 0; i < 4 * quads; i += 2) {
-    const int a = __float_as_int(numbers.of[i]), b = __float_as_int(numbers.of[i + 1]);
-    greatest = __vimax3_s32(a, b, greatest);
-    least = __vimax3_u32(a, b, least);
-  }
-  const float most = __int_as_float(__reduce_max_sync(all, greatest));
-  if constexpr (!std::is_signed_v<typename Codes::Code>) return Codes::scale_of(0, most);
-  return Codes::scale_of(fminf(__uint_as_float(__reduce_max_sync(all, least)), 0), most);
+  for (const float number : numbers.of) greatest = max(greatest, __float_as_int(number));
+  return Codes::scale_of(fminf(extreme, 0), __int_as_float(__reduce_max_sync(all, greatest)));
 }
 
 /// Encodes and stores one state of the block.
@@ -175,20 +170,24 @@ __device__ void update_block(const Places<At>& places, const Masters& masters, c
   (store_state(tables.of(CodesOfState<R, i>()), states[i], places, arrays.codes[i], &arrays.scales[i][slot]), ...);
 }
 
-/// The places of this thread's quads of the block [begin, end), which may be empty.
-__device__ Places<Part> parts_of(std::size_t begin, std::size_t end) {
-  Places<Part> places;
+/// The elements between a thread's quads.
+constexpr unsigned stride = 4 * warp_threads;
+
+/// The places of this thread's quads of a block: of one that is whole and aligned, and of any [begin, end).
+__device__ Places<Whole> whole_places(std::size_t begin) {
+  Places<Whole> places;
+  begin += 4 * (threadIdx.x % warp_threads);
 #pragma unroll
-  for (unsigned q = 0; q < quads; ++q) {
-    const std::size_t at = begin + 4 * (q * warp_threads + threadIdx.x % warp_threads);
-    places.of[q] = {at, at < end ? static_cast<unsigned>(end - at < 4 ? end - at : 4) : 0U};
-  }
+  for (unsigned q = 0; q < quads; ++q) places.of[q] = {begin + q * stride};
   return places;
 }
-__device__ Places<Whole> whole_at(std::size_t begin) {
-  Places<Whole> places;
+__device__ Places<Part> places_of_parts(std::size_t begin, std::size_t end) {
+  Places<Part> places;
+  begin += 4 * (threadIdx.x % warp_threads);
 #pragma unroll
-  for (unsigned q = 0; q < quads; ++q) places.of[q] = {begin + 4 * (q * warp_threads + threadIdx.x % warp_threads)};
+  for (unsigned q = 0; q < quads; ++q, begin += stride) {
+    places.of[q] = {begin, begin < end ? static_cast<unsigned>(min(end - begin, std::size_t{4})) : 0U};
+  }
   return places;
 }
 
@@ -199,23 +198,22 @@ __global__ void __launch_bounds__(block_threads, blocks_at_once)
   __shared__ Tables tables;
   const Chunk chunk = chunks[blockIdx.x];
   const float grad_scale = state->grad_scale;
-  if (state->skip != 0) return;
+  const bool skip = state->skip != 0;
+  tables.fill();  // whose barrier the loads above do not pass: they are under way with those of the tables
+  if (skip) return;
   const ParamScalars<R> s = scalars[chunk.param];
   if (s.stepped == 0) return;
-  tables.fill();
   const std::size_t first_slot = scale_slot(chunk.begin, chunk.param, shard_numel);  // a chunk lies in one shard
-  const bool whole = aligned && chunk.begin % 4 == 0;
-  for (unsigned at = threadIdx.x / warp_threads * quantization_block; at < chunk.count;
-       at += block_warps * quantization_block) {
+  const unsigned whole = aligned && chunk.begin % 4 == 0 ? chunk.count / block_numel * block_numel : 0;
+  for (unsigned at = threadIdx.x / warp_threads * block_numel; at < chunk.count; at += block_warps * block_numel) {
     const auto update_at = [&](const auto& places) {
-      update_block<R>(places, masters, grad, arrays, tables, s.of_rule, grad_scale, first_slot + at / quantization_block,
+      update_block<R>(places, masters, grad, arrays, tables, s.of_rule, grad_scale, first_slot + at / block_numel,
                       std::make_index_sequence<state_count>());
     };
-    const std::size_t begin = chunk.begin + at;
-    if (whole && at + quantization_block <= chunk.count) {
-      update_at(whole_at(begin));
+    if (at < whole) {
+      update_at(whole_places(chunk.begin + at));
     } else {
-      update_at(parts_of(begin, chunk.begin + chunk.count));
+      update_at(places_of_parts(chunk.begin + at, chunk.begin + chunk.count));
     }
   }
 }

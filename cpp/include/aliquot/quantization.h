@@ -26,7 +26,8 @@ inline constexpr std::size_t quantization_block = 256;
 /// holds. Those of a parameter's part of a shard lie side by side, and no two blocks have the same. That of the end,
 /// behind the last parameter, is how many there may be.
 constexpr std::size_t scale_slot(std::size_t begin, std::size_t param, std::size_t shard_numel) {
-  return begin / quantization_block + param + begin / shard_numel;
+  const std::size_t shard = begin < shard_numel ? 0 : begin / shard_numel;  // it mostly is, and GPUs divide slowly
+  return begin / quantization_block + param + shard;
 }
 
 constexpr std::size_t block_count(std::size_t numel) { return (numel + quantization_block - 1) / quantization_block; }

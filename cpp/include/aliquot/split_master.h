@@ -16,10 +16,13 @@ struct SplitMaster {
   friend bool operator==(const SplitMaster&, const SplitMaster&) = default;
 };
 
+/// The bits of a master, rounded so that the upper ones are those of the parameter.
+constexpr std::uint32_t rounded_bits(float master) { return std::bit_cast<std::uint32_t>(master) + 0x8000U; }
+
 /// Arithmetic is modulo 2^32, so this is one to one for all bits, NaN and the largest numbers included.
 constexpr SplitMaster split_master(float master) {
-  const auto bits = std::bit_cast<std::uint32_t>(master);
-  return {static_cast<std::uint16_t>((bits + 0x8000U) >> 16), static_cast<std::uint16_t>(bits & 0xFFFFU)};
+  return {static_cast<std::uint16_t>(rounded_bits(master) >> 16),
+          static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(master) & 0xFFFFU)};
 }
 
 constexpr float join_master(SplitMaster halves) {
