@@ -47,7 +47,8 @@ class CudaUpdateQuantized : public OnDeviceWith<Form> {
     const DeviceArray<StepState> state = one_of(StepState{.grad_scale = grad_scale, .skip = skip ? 1U : 0U}, stream());
     const DeviceArray<Chunk> chunks(plan, stream());
     for (int step = 1; step <= 3; ++step) {
-      const std::vector<float> grads = numbers(held.size(), 10 + static_cast<std::uint32_t>(step), GetParam().grad);
+      const std::vector<float> grads =
+          sized(numbers(held.size(), 10 + static_cast<std::uint32_t>(step), GetParam().grad));
       const DeviceArray<std::byte> grad(encoded(grads, GetParam().grad), stream(), offset * size_of(GetParam().grad));
       const DeviceArray scalars(all_scalars(rule, step), stream());
       cuda::update(rule,
@@ -75,6 +76,14 @@ class CudaUpdateQuantized : public OnDeviceWith<Form> {
     }
   }
 
+  /// In the tests that set `powers_`: times a power of 2 that is another in each block, every fifth a zero.
+  std::vector<float> sized(std::vector<float> values) const {
+    for (std::size_t i = 0; i < values.size() && !powers_.empty(); ++i) {
+      values[i] = i % 5 == 0 ? 0 : std::ldexp(values[i], powers_[i / quantization_block % powers_.size()]);
+    }
+    return values;
+  }
+
   /// Shard by shard, as an optimizer steps them.
   std::vector<Chunk> chunks_of_all() const {
     std::vector<Chunk> all;
@@ -99,7 +108,7 @@ class CudaUpdateQuantized : public OnDeviceWith<Form> {
 
   void fill(Range held, HostState& first, HostState& second) const {
     for_parts(held, [&](const Segment& segment, std::size_t begin) {
-      std::vector<float> values = numbers(segment.range.size(), 3 + static_cast<std::uint32_t>(segment.param));
+      std::vector<float> values = sized(numbers(segment.range.size(), 3 + static_cast<std::uint32_t>(segment.param)));
       const QuantizedState exp_avg = first.part(layout_, segment, begin);
       quantize(Role::exp_avg, values, exp_avg.codes.data(), exp_avg.scales.data());
       for (float& value : values) value *= value;
@@ -119,6 +128,7 @@ class CudaUpdateQuantized : public OnDeviceWith<Form> {
   }
 
   Layout layout_ = update_layout();
+  std::vector<int> powers_;
 };
 
 TEST_P(CudaUpdateQuantized, GivesTheHostsBytesOfAShard) {
@@ -134,6 +144,11 @@ TEST_P(CudaUpdateQuantized, GivesTheHostsBytesOfTheWhole) {
 
 TEST_P(CudaUpdateQuantized, TakesAnyAlignment) {
   expect_steps(layout_.shard(1), cuda::chunks_of(layout_, layout_.shard(1)), 1, false);
+}
+
+TEST_P(CudaUpdateQuantized, GivesTheHostsBytesOfZerosAndOfNumbersOfAnySize) {
+  powers_ = {0, -20, -60, -100, 20, 60, -40, 40};
+  expect_steps({0, layout_.numel()}, chunks_of_all(), 0, false);
 }
 
 TEST_P(CudaUpdateQuantized, TouchesNothingInASkippedStep) {
