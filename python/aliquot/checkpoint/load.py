@@ -22,6 +22,7 @@ from aliquot.checkpoint.reading import Reading
 from aliquot.checkpoint.rng import rng_states, set_rng_states
 from aliquot.checkpoint.snapshot import Optimizers
 from aliquot.checkpoint.statefuls import Restored, Stateful, Statefuls, listed, loader_state, require_kinds
+from aliquot.checkpoint.threads import file_threads
 from aliquot.checkpoint.verdict import agree, problem_of
 from aliquot.scaler import GradScaler
 from aliquot.sharded import ShardedModel, sharded
@@ -125,7 +126,7 @@ class Load:
             self._want_gradients(reading, checkpoint.manifest)
         contents.note_frozen(optimizers, checkpoint.manifest)
         states = [list(self._want_states(reading, matched, *both)) for both in enumerate(optimizers)]
-        reading.run()
+        reading.run(file_threads(self.model.world))
         for number, optimizer in enumerate(optimizers):
             self._prepare_optimizer(optimizer, checkpoint.manifest.optimizers[number], states[number])
         self._settle.append(lambda: self._set_step_counts(checkpoint.manifest.step_counts))

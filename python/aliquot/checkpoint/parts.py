@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,14 +13,29 @@ from torch import Tensor
 from aliquot import _core
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """Flat tensors, on the host or a device, from which a file is written."""
+
+    elements: Tensor
+    low: Tensor | None = None
+    """Of halves, where `elements` are the high ones."""
+
+    def in_file(self, name: str, word: str, shape: Sequence[int]) -> _core.FileTensor:
+        """As the core takes it; the tensors must stay."""
+        device = -1 if self.elements.device.type == "cpu" else self.elements.device.index
+        low = 0 if self.low is None else self.low.data_ptr()
+        return _core.FileTensor(name, word, shape, self.elements.data_ptr(), self.elements.nbytes, low, device)
+
+
 class Memory(Protocol):
     """Where elements are: as themselves, or as something that they can be made of."""
 
     def copied(self) -> Memory:
         """A copy on the host, once the device has come so far."""
 
-    def values(self) -> Tensor:
-        """The elements, flat and on the host; the memory itself where it is that."""
+    def numbers(self) -> Numbers:
+        """What a file of the elements is written from: the memory itself if it can be."""
 
     def take(self, values: Tensor) -> None:
         """Overwrites them."""
@@ -39,13 +55,17 @@ class Plain:
         """See Memory."""
         return Plain(_on_host(self.elements))
 
-    def values(self) -> Tensor:
+    def numbers(self) -> Numbers:
         """See Memory."""
-        return self.elements.cpu().contiguous()
+        return Numbers(self.elements.contiguous())
 
     def take(self, values: Tensor) -> None:
         """See Memory. Rounds to the dtype kept here."""
         self.elements.copy_(values)
+
+
+PIECE = 1 << 20
+"""So many halves go to a device at a time, by way of memory that is taken once."""
 
 
 @dataclass(frozen=True)
@@ -59,27 +79,33 @@ class Halves:
         """See Memory."""
         return Halves(_on_host(self.high), _on_host(self.low))
 
-    def values(self) -> Tensor:
+    def numbers(self) -> Numbers:
         """See Memory."""
-        high, low = self.high.cpu(), self.low.cpu()
-        joined = torch.empty(high.numel(), dtype=torch.float32, device="cpu")
-        _core.join_masters(high.data_ptr(), low.data_ptr(), joined.data_ptr(), joined.numel())
-        return joined
+        return Numbers(self.high, self.low)
 
     def take(self, values: Tensor) -> None:
         """See Memory."""
         masters = values.float()
-        high, low = (torch.empty(masters.numel(), dtype=torch.bfloat16, device="cpu") for _ in range(2))
-        _core.split_masters(masters.data_ptr(), high.data_ptr(), low.data_ptr(), masters.numel())
-        self.high.copy_(high)
-        self.low.copy_(low)
+        if self.high.device.type == "cpu":
+            _split(masters, self.high, self.low)
+            return
+        high, low = (torch.empty(min(PIECE, masters.numel()), dtype=torch.bfloat16, device="cpu") for _ in range(2))
+        pieces = (each.split(PIECE) for each in (masters, self.high, self.low))
+        for of_masters, of_high, of_low in zip(*pieces, strict=True):
+            _split(of_masters, high, low)
+            of_high.copy_(high[: of_high.numel()])
+            of_low.copy_(low[: of_low.numel()])
+
+
+def _split(masters: Tensor, high: Tensor, low: Tensor) -> None:
+    _core.split_masters(masters.data_ptr(), high.data_ptr(), low.data_ptr(), masters.numel())
 
 
 @dataclass(frozen=True)
 class Quantized:
     """fp32 numbers of a state as codes of 8 bits and scales of their blocks (quantization.h), from a block's start on.
 
-    Its own `values` leave the same codes and scales when they are taken again.
+    Its own `numbers` leave the same codes and scales when they are taken again.
     """
 
     role: str
@@ -95,12 +121,12 @@ class Quantized:
         """See Memory."""
         return Quantized(self.role, _on_host(self.codes), _on_host(self.scales))
 
-    def values(self) -> Tensor:
+    def numbers(self) -> Numbers:
         """See Memory."""
         codes, scales = self.codes.cpu(), self.scales.cpu()
         numbers = torch.empty(codes.numel(), dtype=torch.float32, device="cpu")
         _core.dequantize(self.role, codes.data_ptr(), scales.data_ptr(), numbers.data_ptr(), numbers.numel())
-        return numbers
+        return Numbers(numbers)
 
     def take(self, values: Tensor) -> None:
         """See Memory. Rounds to what the codes can say."""
