@@ -39,8 +39,8 @@ CheckpointFile::CheckpointFile(std::string path, const char* operation, int flag
 
 CheckpointFile CheckpointFile::create(const std::string& path) {
   CheckpointFile file(path, "create", O_WRONLY | O_CREAT | O_EXCL);
-  file.direct_ = Descriptor(
-      uninterrupted([&] { return ::open(path.c_str(), O_WRONLY | O_DIRECT | O_NOFOLLOW | O_CLOEXEC); }));
+  file.direct_ =
+      Descriptor(uninterrupted([&] { return ::open(path.c_str(), O_WRONLY | O_DIRECT | O_NOFOLLOW | O_CLOEXEC); }));
   return file;
 }
 
@@ -66,7 +66,8 @@ void CheckpointFile::reserve(std::uint64_t bytes) {
 
 ssize_t CheckpointFile::write_some(std::span<const std::byte> data, std::uint64_t offset) {
   const auto write_to = [&](const Descriptor& descriptor) {
-    return uninterrupted([&] { return pwrite(descriptor.number(), data.data(), data.size(), static_cast<off_t>(offset)); });
+    return uninterrupted(
+        [&] { return pwrite(descriptor.number(), data.data(), data.size(), static_cast<off_t>(offset)); });
   };
   if (direct_ && offset % direct_block == 0 && data.size() % direct_block == 0) {
     const ssize_t written = write_to(direct_);

@@ -13,8 +13,8 @@
 
 namespace aliquot {
 
-/// An open file, which several threads may write or read at a time. Calls go on where the system interrupts them or does only a part. Every error is a CheckpointError
-/// with path, operation and the system's reason.
+/// An open file, which several threads may write or read at a time. Calls go on where the system interrupts them or
+/// does only a part. Every error is a CheckpointError with path, operation and the system's reason.
 class CheckpointFile {
  public:
   /// A new file, for its owner only.

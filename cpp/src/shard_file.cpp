@@ -82,13 +82,13 @@ std::vector<std::uint32_t> write_all(CheckpointFile& file, const Contents& conte
 
 }  // namespace
 
-WrittenFile write_shard_file(const std::string& path, std::span<const FileTensor> tensors,
-                             std::size_t threads) {
+WrittenFile write_shard_file(const std::string& path, std::span<const FileTensor> tensors, std::size_t threads) {
   ShardHeader header = header_of(tensors);
   const Contents contents(header, tensors);
   CheckpointFile file = CheckpointFile::create(path);
   try {
-    return {.bytes = contents.bytes(), .crcs = write_all(file, contents, threads), .offsets = std::move(header.offsets)};
+    return {
+        .bytes = contents.bytes(), .crcs = write_all(file, contents, threads), .offsets = std::move(header.offsets)};
   } catch (...) {
     file.remove();
     throw;

@@ -18,8 +18,8 @@ namespace aliquot {
 /// What one checksum is of: a file is cut into chunks of this size, its header among them, the last one shorter.
 inline constexpr std::size_t chunk_bytes = std::size_t{4} << 20;
 
-/// A tensor to be written. Its memory is contiguous, of the host or a device, and nobody writes there meanwhile: neither
-/// what a stream was given before the call.
+/// A tensor to be written. Its memory is contiguous, of the host or a device, and nobody writes there meanwhile:
+/// neither what a stream was given before the call.
 struct FileTensor {
   std::string name;   ///< UTF-8
   std::string dtype;  ///< a word of the format: F32, BF16, I64, U8, ...
@@ -40,8 +40,9 @@ struct WrittenFile {
   std::vector<std::uint64_t> offsets;  ///< of each tensor, in the order given, from the start of the file
 };
 
-/// Writes a new file that only its owner can read and gives it to the disk (fsync). Each thread takes the next chunk. Tensors of larger elements come
-/// first, as the format's own writer lays them, so that each is aligned to its elements. On an error no file is left.
+/// Writes a new file that only its owner can read and gives it to the disk (fsync). Each thread takes the next chunk.
+/// Tensors of larger elements come first, as the format's own writer lays them, so that each is aligned to its
+/// elements. On an error no file is left.
 /// \throws InvalidArgument  for tensors that the format can't hold; nothing was touched
 /// \throws CheckpointError  with path, operation and the system's reason: the file is there already, the disk is full
 /// \throws DeviceError      where memory of a device could not be read

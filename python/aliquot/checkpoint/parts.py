@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aliquot import _core
+from aliquot.checkpoint.copies import HostCopies
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Numbers:
 class Memory(Protocol):
     """Where elements are: as themselves, or as something that they can be made of."""
 
-    def copied(self) -> Memory:
-        """A copy on the host, once the device has come so far."""
+    def copied(self, copies: HostCopies) -> Memory:
+        """The same elements in copies."""
 
     def numbers(self) -> Numbers:
         """What a file of the elements is written from: the memory itself if it can be."""
@@ -51,9 +52,9 @@ class Plain:
         """How many."""
         return self.elements.numel()
 
-    def copied(self) -> Plain:
+    def copied(self, copies: HostCopies) -> Plain:
         """See Memory."""
-        return Plain(_on_host(self.elements))
+        return Plain(copies.of(self.elements))
 
     def numbers(self) -> Numbers:
         """See Memory."""
@@ -75,9 +76,9 @@ class Halves:
     high: Tensor
     low: Tensor
 
-    def copied(self) -> Halves:
+    def copied(self, copies: HostCopies) -> Halves:
         """See Memory."""
-        return Halves(_on_host(self.high), _on_host(self.low))
+        return Halves(copies.of(self.high), copies.of(self.low))
 
     def numbers(self) -> Numbers:
         """See Memory."""
@@ -90,7 +91,7 @@ class Halves:
             _split(masters, self.high, self.low)
             return
         high, low = (torch.empty(min(PIECE, masters.numel()), dtype=torch.bfloat16, device="cpu") for _ in range(2))
-        pieces = (each.split(PIECE) for each in (masters, self.high, self.low))
+        pieces = (torch.split(each, PIECE) for each in (masters, self.high, self.low))
         for of_masters, of_high, of_low in zip(*pieces, strict=True):
             _split(of_masters, high, low)
             of_high.copy_(high[: of_high.numel()])
@@ -117,9 +118,9 @@ class Quantized:
         """How many numbers."""
         return self.codes.numel()
 
-    def copied(self) -> Quantized:
+    def copied(self, copies: HostCopies) -> Quantized:
         """See Memory."""
-        return Quantized(self.role, _on_host(self.codes), _on_host(self.scales))
+        return Quantized(self.role, copies.of(self.codes), copies.of(self.scales))
 
     def numbers(self) -> Numbers:
         """See Memory."""
@@ -149,20 +150,14 @@ class Part:
     end: int
     memory: Memory
 
-    def copied(self) -> Part:
-        """The same, of a copy on the host, once the device has come so far."""
-        return replace(self, memory=self.memory.copied())
+    def copied(self, copies: HostCopies) -> Part:
+        """The same elements in copies."""
+        return replace(self, memory=self.memory.copied(copies))
 
     @property
     def file_shape(self) -> tuple[int, ...]:
         """In a file: the tensor's own where this is all of it."""
         return tuple(self.shape) if self.end - self.begin == self.shape.numel() else (self.end - self.begin,)
-
-
-def _on_host(tensor: Tensor) -> Tensor:
-    pinned = tensor.device.type == "cuda"
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pinned)
-    return copy.copy_(tensor, non_blocking=True)
 
 
 def as_bytes(tensor: Tensor) -> ctypes.Array[ctypes.c_char]:

@@ -13,7 +13,7 @@ MOST = 8
 
 
 def file_threads(world: World) -> int:
-    """This rank's share of its host's cores. Launchers leave it one thread for kernels, which is another matter."""
+    """The rank's share of its host's cores: not what launchers leave it for kernels, as the threads mostly wait."""
     mates = world.subsets.hosts.count(world.subsets.hosts[world.rank])
     share = min((os.cpu_count() or 1) // mates, len(os.sched_getaffinity(0)))
     return max(LEAST, min(share, MOST))
