@@ -62,12 +62,12 @@ def copied(device: torch.device, size: int) -> Callable[[], object]:
 
 def warm_up(saver: Saver, folder: Path) -> None:
     """Imports, thread pools, and host memory that is kept from one save behind training to the next."""
-    saver.save(folder)
-    saver.load(folder)
-    shutil.rmtree(folder)
+    saver.save(folder / "waited")
+    saver.load(folder / "waited")
+    shutil.rmtree(folder / "waited", ignore_errors=True)  # another rank may have been first
     if saver.behind is not None:
-        saver.behind(folder)()
-    shutil.rmtree(folder, ignore_errors=True)
+        saver.behind(folder / "behind")()
+        shutil.rmtree(folder / "behind", ignore_errors=True)
 
 
 def measure(name: str, job: Job, folder: Path) -> dict[str, float]:
