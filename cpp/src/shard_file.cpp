@@ -18,8 +18,8 @@ namespace {
 /// Everything in a file, one behind the other: the header, which is as good as a tensor, and the tensors.
 class Contents {
  public:
-  Contents(const ShardHeader& header, std::span<const FileTensor> tensors)
-      : header_{.data = std::as_bytes(std::span(header.text))}, bytes_(header.file_bytes) {
+  Contents(const ShardHeader& header, std::span<const FileTensor> tensors) : bytes_(header.file_bytes) {
+    header_.data = std::as_bytes(std::span(header.text));
     add(header_);
     for (const std::size_t i : header.order) add(tensors[i]);
   }
@@ -29,7 +29,7 @@ class Contents {
 
   /// The bytes from `offset` on, up to the end of a tensor at most. Returns how many.
   std::size_t read(std::uint64_t offset, std::span<std::byte> into, TensorReader& reader) const {
-    const std::size_t i = std::ranges::upper_bound(begins_, offset) - begins_.begin() - 1;
+    const auto i = static_cast<std::size_t>(std::ranges::upper_bound(begins_, offset) - begins_.begin() - 1);
     const std::uint64_t begin = offset - begins_[i];
     const auto count = std::min<std::uint64_t>(tensors_[i]->bytes() - begin, into.size());
     reader.read(*tensors_[i], begin, into.first(count));

@@ -32,7 +32,7 @@ std::span<const std::byte> TensorReader::on_host(Device device, std::span<const 
   if (device.type == Device::Type::cpu) return data;
   const DeviceGuard guard(device);
   if (!staging_) staging_.emplace(device);
-  std::byte* const copy = staging_->buffer.data() + first;
+  std::byte* const copy = staging_->data() + first;
   copy_async(copy, data.data(), data.size(), staging_->stream.get());
   synchronize(staging_->stream.get());
   return {copy, data.size()};

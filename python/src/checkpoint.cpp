@@ -9,6 +9,7 @@
 
 #include "aliquot/crc32c.h"
 #include "aliquot/error.h"
+#include "aliquot/put_values.h"
 #include "aliquot/shard_file.h"
 #include "register.h"
 
@@ -53,6 +54,19 @@ void verify(const std::string& path, std::uint64_t bytes, const std::vector<std:
   verify_file(path, bytes, crcs, threads);
 }
 
+/// values, bytes, address, address of the low halves or 0
+using PutTuple = std::tuple<std::uintptr_t, std::size_t, std::uintptr_t, std::uintptr_t>;
+
+void put(const std::vector<PutTuple>& tuples, int device, std::size_t threads) {
+  std::vector<Put> puts;
+  puts.reserve(tuples.size());
+  for (const auto& [values, bytes, address, low] : tuples) {
+    puts.push_back({memory_at<const std::byte>(values, bytes), reinterpret_cast<std::byte*>(address),
+                    reinterpret_cast<std::byte*>(low)});
+  }
+  put_values(puts, Device{Device::Type::cuda, device}, threads);
+}
+
 std::uint32_t checksum(const py::buffer& data, std::uint32_t seed) {
   const py::buffer_info info = data.request();
   if (PyBuffer_IsContiguous(info.view(), 'C') == 0) throw InvalidArgument("crc32c: the buffer is not contiguous");
@@ -80,6 +94,10 @@ void register_checkpoint(py::module_& module) {
              "Reads each range (offset, bytes, address, tensor). See aliquot/shard_file.h.");
   module.def("verify_file", &verify, py::arg("path"), py::arg("bytes"), py::arg("crcs"),
              py::arg("threads") = usual_file_threads, released());
+  module.def("put_values", &put, py::arg("puts"), py::arg("device"), py::arg("threads") = usual_file_threads,
+             released(),
+             "Copies each (address of values, bytes, address on the GPU `device`, that of low halves or 0). See "
+             "aliquot/put_values.h.");
   module.def("crc32c", &checksum, py::arg("data"), py::arg("seed") = 0,
              "`seed`: the checksum of what comes before `data`.");
 }

@@ -17,8 +17,8 @@ namespace {
 using namespace test;  // NOLINT(google-build-using-namespace)
 
 TEST(SideBySide, DoesEachNumberOnce) {
-  for (const std::size_t count : {0, 1, 2, 100}) {
-    for (const std::size_t workers : {1, 3, 8}) {
+  for (const std::size_t count : {0U, 1U, 2U, 100U}) {
+    for (const std::size_t workers : {1U, 3U, 8U}) {
       std::vector<std::atomic<int>> done(count);
       side_by_side(count, workers, [&](std::size_t number, std::size_t) { ++done[number]; });
       for (const std::atomic<int>& times : done) EXPECT_EQ(times, 1);

@@ -24,9 +24,9 @@ struct FileTensor {
   std::string name;   ///< UTF-8
   std::string dtype;  ///< a word of the format: F32, BF16, I64, U8, ...
   std::vector<std::uint64_t> shape;
-  std::span<const std::byte> data;      ///< all of it; or, of split masters (split_master.h), the high halves
-  std::span<const std::byte> low = {};  ///< of split masters, which are written as the F32 that they are
-  Device device = {};                   ///< where that lies; the host, or for all tensors the same one
+  std::span<const std::byte> data;  ///< all of it; or, of split masters (split_master.h), the high halves
+  std::span<const std::byte> low;   ///< of split masters, which are written as the F32 that they are
+  Device device = {};               ///< where that lies; the host, or for all tensors the same one
 
   std::uint64_t bytes() const noexcept { return data.size() + low.size(); }
 };

@@ -18,6 +18,7 @@ from aliquot.checkpoint.catalog import Checkpoint, latest_checkpoint, open_check
 from aliquot.checkpoint.manifest import Manifest, OptimizerState
 from aliquot.checkpoint.matching import Matching
 from aliquot.checkpoint.plain import unplain
+from aliquot.checkpoint.putting import put_all
 from aliquot.checkpoint.reading import Reading
 from aliquot.checkpoint.rng import rng_states, set_rng_states
 from aliquot.checkpoint.snapshot import Optimizers
@@ -134,9 +135,11 @@ class Load:
         self._prepare_rng(checkpoint.manifest)
 
     def _want_params(self, reading: Reading, matched: Matching) -> None:
-        for part in contents.params_to_load(self.model):
-            values = reading.want(matched.key_of(part.key), part.begin, part.end)
-            self._puts.append(partial(part.memory.take, values))
+        values = [
+            (part.memory, reading.want(matched.key_of(part.key), part.begin, part.end))
+            for part in contents.params_to_load(self.model)
+        ]
+        self._puts.append(partial(put_all, values, self.model.world))
 
     def _want_buffers(self, reading: Reading, matched: Matching) -> None:
         for name, buffer in contents.buffers_of(self.model).items():

@@ -16,7 +16,7 @@ from aliquot.checkpoint.copies import HostCopies
 
 @dataclass(frozen=True)
 class Numbers:
-    """Flat tensors, on the host or a device, from which a file is written."""
+    """Flat tensors, on the host or a device, that the core reads and writes."""
 
     elements: Tensor
     low: Tensor | None = None
@@ -25,8 +25,15 @@ class Numbers:
     def in_file(self, name: str, word: str, shape: Sequence[int]) -> _core.FileTensor:
         """As the core takes it; the tensors must stay."""
         device = -1 if self.elements.device.type == "cpu" else self.elements.device.index
-        low = 0 if self.low is None else self.low.data_ptr()
-        return _core.FileTensor(name, word, shape, self.elements.data_ptr(), self.elements.nbytes, low, device)
+        return _core.FileTensor(name, word, shape, self.elements.data_ptr(), self.elements.nbytes, self._low, device)
+
+    def given(self, values: Tensor) -> tuple[int, int, int, int]:
+        """The same where they are to be overwritten with values of the host."""
+        return values.data_ptr(), values.nbytes, self.elements.data_ptr(), self._low
+
+    @property
+    def _low(self) -> int:
+        return 0 if self.low is None else self.low.data_ptr()
 
 
 class Memory(Protocol):
@@ -39,7 +46,10 @@ class Memory(Protocol):
         """What a file of the elements is written from: the memory itself if it can be."""
 
     def take(self, values: Tensor) -> None:
-        """Overwrites them."""
+        """Overwrites them with values of the host."""
+
+    def is_put_as(self, values: Tensor) -> bool:
+        """Whether `_core.put_values` overwrites `numbers` with these values as `take` would."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +74,9 @@ class Plain:
         """See Memory. Rounds to the dtype kept here."""
         self.elements.copy_(values)
 
-
-PIECE = 1 << 20
-"""So many halves go to a device at a time, by way of memory that is taken once."""
+    def is_put_as(self, values: Tensor) -> bool:
+        """See Memory."""
+        return values.dtype is self.elements.dtype and _are_laid_alike(values, self.elements)
 
 
 @dataclass(frozen=True)
@@ -87,19 +97,16 @@ class Halves:
     def take(self, values: Tensor) -> None:
         """See Memory."""
         masters = values.float()
-        if self.high.device.type == "cpu":
-            _split(masters, self.high, self.low)
-            return
-        high, low = (torch.empty(min(PIECE, masters.numel()), dtype=torch.bfloat16, device="cpu") for _ in range(2))
-        pieces = (torch.split(each, PIECE) for each in (masters, self.high, self.low))
-        for of_masters, of_high, of_low in zip(*pieces, strict=True):
-            _split(of_masters, high, low)
-            of_high.copy_(high[: of_high.numel()])
-            of_low.copy_(low[: of_low.numel()])
+        on_host = self.high.device.type == "cpu"
+        high, low = (half if on_host else torch.empty_like(half, device="cpu") for half in (self.high, self.low))
+        _core.split_masters(masters.data_ptr(), high.data_ptr(), low.data_ptr(), masters.numel())
+        if not on_host:
+            self.high.copy_(high)
+            self.low.copy_(low)
 
-
-def _split(masters: Tensor, high: Tensor, low: Tensor) -> None:
-    _core.split_masters(masters.data_ptr(), high.data_ptr(), low.data_ptr(), masters.numel())
+    def is_put_as(self, values: Tensor) -> bool:
+        """See Memory."""
+        return values.dtype is torch.float32 and _are_laid_alike(values, self.high)
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,10 @@ class Quantized:
         self.codes.copy_(codes)
         self.scales.copy_(scales)
 
+    def is_put_as(self, values: Tensor) -> bool:
+        """See Memory."""
+        return False
+
 
 @dataclass(frozen=True)
 class Part:
@@ -158,6 +169,11 @@ class Part:
     def file_shape(self) -> tuple[int, ...]:
         """In a file: the tensor's own where this is all of it."""
         return tuple(self.shape) if self.end - self.begin == self.shape.numel() else (self.end - self.begin,)
+
+
+def _are_laid_alike(values: Tensor, on_gpu: Tensor) -> bool:
+    both = (values, on_gpu)
+    return on_gpu.is_cuda and values.numel() == on_gpu.numel() and all(each.is_contiguous() for each in both)
 
 
 def as_bytes(tensor: Tensor) -> ctypes.Array[ctypes.c_char]:
