@@ -18,13 +18,13 @@ std::span<float> masters_in(std::span<std::byte> bytes) {
 }  // namespace
 
 void TensorReader::read(const FileTensor& tensor, std::uint64_t begin, std::span<std::byte> into) {
-  if (tensor.low.empty()) {
+  if (tensor.low == nullptr) {
     std::memcpy(into.data(), on_host(tensor.device, tensor.data.subspan(begin, into.size())).data(), into.size());
     return;
   }
   const std::uint64_t first = begin / 2, size = into.size() / 2;
   const auto high = on_host(tensor.device, tensor.data.subspan(first, size));
-  const auto low = on_host(tensor.device, tensor.low.subspan(first, size), step_bytes / 2);
+  const auto low = on_host(tensor.device, {tensor.low + first, size}, step_bytes / 2);
   join_masters(halves_in(high), halves_in(low), masters_in(into));
 }
 

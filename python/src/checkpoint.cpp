@@ -31,7 +31,7 @@ FileTensor tensor(std::string name, std::string dtype, std::vector<std::uint64_t
           .dtype = std::move(dtype),
           .shape = std::move(shape),
           .data = memory_at<const std::byte>(address, bytes),
-          .low = memory_at<const std::byte>(low, low == 0 ? 0 : bytes),
+          .low = reinterpret_cast<const std::byte*>(low),
           .device = device < 0 ? Device{} : Device{Device::Type::cuda, device}};
 }
 

@@ -60,7 +60,7 @@ TEST_F(CudaShardFiles, AreThoseOfTheHost) {
   const DeviceArray<std::uint16_t> upper(high, stream(), 3), lower(low, stream(), 5);
   const DeviceArray<std::uint8_t> small(bytes, stream());
   FileTensor halves = on_device("halves", "F32", upper, high.size());
-  halves.low = std::as_bytes(std::span<const std::uint16_t>(lower.data(), low.size()));
+  halves.low = reinterpret_cast<const std::byte*>(lower.data());
   const auto on_host = [](const std::string& name, const std::string& dtype, const auto& values) {
     return FileTensor{.name = name, .dtype = dtype, .shape = {values.size()}, .data = std::as_bytes(std::span(values))};
   };

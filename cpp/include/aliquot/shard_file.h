@@ -25,10 +25,10 @@ struct FileTensor {
   std::string dtype;  ///< a word of the format: F32, BF16, I64, U8, ...
   std::vector<std::uint64_t> shape;
   std::span<const std::byte> data;  ///< all of it; or, of split masters (split_master.h), the high halves
-  std::span<const std::byte> low;   ///< of split masters, which are written as the F32 that they are
-  Device device = {};               ///< where that lies; the host, or for all tensors the same one
+  const std::byte* low = nullptr;   ///< of split masters, which are written as the F32 that they are
+  Device device = {};               ///< where that lies: the host, or for all tensors the same one
 
-  std::uint64_t bytes() const noexcept { return data.size() + low.size(); }
+  std::uint64_t bytes() const noexcept { return low == nullptr ? data.size() : 2 * data.size(); }
 };
 
 /// How many threads write or read a file if nobody says so: while one waits for the disk, another computes.
