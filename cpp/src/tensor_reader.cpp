@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "aliquot/crc32c.h"
 #include "aliquot/split_master.h"
 
 namespace aliquot {
@@ -17,15 +18,19 @@ std::span<float> masters_in(std::span<std::byte> bytes) {
 
 }  // namespace
 
-void TensorReader::read(const FileTensor& tensor, std::uint64_t begin, std::span<std::byte> into) {
+std::uint32_t TensorReader::read(const FileTensor& tensor, std::uint64_t begin, std::span<std::byte> into,
+                                 std::uint32_t crc) {
   if (tensor.low == nullptr) {
-    std::memcpy(into.data(), on_host(tensor.device, tensor.data.subspan(begin, into.size())).data(), into.size());
-    return;
+    const auto data = on_host(tensor.device, tensor.data.subspan(begin, into.size()));
+    const std::uint32_t with_data = crc32c(data, crc);
+    std::memcpy(into.data(), data.data(), data.size());
+    return with_data;
   }
   const std::uint64_t first = begin / 2, size = into.size() / 2;
   const auto high = on_host(tensor.device, tensor.data.subspan(first, size));
   const auto low = on_host(tensor.device, {tensor.low + first, size}, step_bytes / 2);
   join_masters(halves_in(high), halves_in(low), masters_in(into));
+  return crc32c(into, crc);
 }
 
 std::span<const std::byte> TensorReader::on_host(Device device, std::span<const std::byte> data, std::size_t first) {
