@@ -18,7 +18,7 @@ from contenders import Contender
 from gpu.contenders import CONTENDERS, device_of
 from gpu.records import Job, Row
 from llama import SIZES, next_token_loss
-from savers import SAVERS
+from savers import SAVERS, Saver
 from torch import distributed
 
 CONTEXT = 64
@@ -60,6 +60,16 @@ def copied(device: torch.device, size: int) -> Callable[[], object]:
     return lambda: host.copy_(here)
 
 
+def warm_up(saver: Saver, folder: Path) -> None:
+    """Imports, thread pools, and host memory that is kept from one save behind training to the next."""
+    saver.save(folder / "waited")
+    saver.load(folder / "waited")
+    shutil.rmtree(folder / "waited", ignore_errors=True)  # another rank may have been first
+    if saver.behind is not None:
+        saver.behind(folder / "behind")()
+        shutil.rmtree(folder / "behind", ignore_errors=True)
+
+
 def measure(name: str, job: Job, folder: Path) -> dict[str, float]:
     contender_name, make = SAVERS[name]
     contender = CONTENDERS[contender_name](job)
@@ -67,9 +77,7 @@ def measure(name: str, job: Job, folder: Path) -> dict[str, float]:
         distributed.init_process_group("gloo")
     training, saver = Training(contender, job), make(contender)
     training.step()
-    saver.save(folder / "first")  # imports, thread pools
-    saver.load(folder / "first")
-    shutil.rmtree(folder / "first", ignore_errors=True)
+    warm_up(saver, folder / "first")
     found = {"save": timed(lambda: saver.save(folder / "waited"))}
     expected = [training.step() for _ in range(2)]
     found["load"] = timed(lambda: saver.load(folder / "waited"))

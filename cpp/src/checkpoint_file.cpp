@@ -39,7 +39,8 @@ CheckpointFile::CheckpointFile(std::string path, const char* operation, int flag
 
 CheckpointFile CheckpointFile::create(const std::string& path) {
   CheckpointFile file(path, "create", O_WRONLY | O_CREAT | O_EXCL);
-  file.bypass_cache(true);
+  file.direct_ =
+      Descriptor(uninterrupted([&] { return ::open(path.c_str(), O_WRONLY | O_DIRECT | O_NOFOLLOW | O_CLOEXEC); }));
   return file;
 }
 
@@ -63,25 +64,21 @@ void CheckpointFile::reserve(std::uint64_t bytes) {
   if (errno != EOPNOTSUPP && errno != ENOSYS) fail("reserve " + std::to_string(bytes) + " bytes for", errno);
 }
 
-void CheckpointFile::bypass_cache(bool wanted) noexcept {
-  const int flags = fcntl(descriptor_.number(), F_GETFL);
-  const int changed = wanted ? flags | O_DIRECT : flags & ~O_DIRECT;
-  bypasses_cache_ = fcntl(descriptor_.number(), F_SETFL, changed) == 0 && wanted;
-}
-
 ssize_t CheckpointFile::write_some(std::span<const std::byte> data, std::uint64_t offset) {
-  return uninterrupted(
-      [&] { return pwrite(descriptor_.number(), data.data(), data.size(), static_cast<off_t>(offset)); });
+  const auto write_to = [&](const Descriptor& descriptor) {
+    return uninterrupted(
+        [&] { return pwrite(descriptor.number(), data.data(), data.size(), static_cast<off_t>(offset)); });
+  };
+  if (direct_ && offset % direct_block == 0 && data.size() % direct_block == 0) {
+    const ssize_t written = write_to(direct_);
+    if (written >= 0 || errno != EINVAL) return written;  // else a disk of larger blocks
+  }
+  return write_to(descriptor_);
 }
 
 void CheckpointFile::write(std::span<const std::byte> data, std::uint64_t offset) {
   while (!data.empty()) {
-    if (bypasses_cache_ && (offset % direct_block != 0 || data.size() % direct_block != 0)) bypass_cache(false);
-    ssize_t written = write_some(data, offset);
-    if (written < 0 && errno == EINVAL && bypasses_cache_) {  // a disk of larger blocks
-      bypass_cache(false);
-      written = write_some(data, offset);
-    }
+    const ssize_t written = write_some(data, offset);
     if (written <= 0) fail("write at byte " + std::to_string(offset) + " of", written < 0 ? errno : EIO);
     data = data.subspan(static_cast<std::size_t>(written));
     offset += static_cast<std::uint64_t>(written);

@@ -13,8 +13,8 @@
 
 namespace aliquot {
 
-/// An open file. Calls go on where the system interrupts them or does only a part. Every error is a CheckpointError
-/// with path, operation and the system's reason.
+/// An open file, which several threads may write or read at a time. Calls go on where the system interrupts them or
+/// does only a part. Every error is a CheckpointError with path, operation and the system's reason.
 class CheckpointFile {
  public:
   /// A new file, for its owner only.
@@ -37,13 +37,12 @@ class CheckpointFile {
 
  private:
   CheckpointFile(std::string path, const char* operation, int flags);
-  void bypass_cache(bool wanted) noexcept;
   ssize_t write_some(std::span<const std::byte> data, std::uint64_t offset);
   [[noreturn]] void fail(const std::string& operation, int error) const;
 
   std::string path_;
   Descriptor descriptor_;
-  bool bypasses_cache_ = false;
+  Descriptor direct_;  ///< what writes past the cache; none where the file system can't
 };
 
 }  // namespace aliquot

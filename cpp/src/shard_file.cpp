@@ -1,83 +1,91 @@
 #include "aliquot/shard_file.h"
 
 #include <algorithm>
-#include <cstring>
-#include <future>
 #include <string>
 #include <utility>
 
-#include "aliquot/crc32c.h"
 #include "aliquot/error.h"
 #include "checkpoint_file.h"
 #include "chunk_buffer.h"
 #include "shard_header.h"
+#include "side_by_side.h"
+#include "tensor_reader.h"
 
 namespace aliquot {
 namespace {
 
-/// Small enough to stay in a core's cache between its checksum and its copy, which makes the checksum cost next to
-/// nothing.
-constexpr std::size_t step_bytes = std::size_t{64} << 10;
-
-/// Cuts what it is given into chunks. One is written while the next is filled and its checksum taken.
-class ChunkWriter {
+/// Everything in a file, one behind the other: the header, which is as good as a tensor, and the tensors.
+class Contents {
  public:
-  explicit ChunkWriter(CheckpointFile& file) : file_(file) {}
-
-  void add(std::span<const std::byte> data) {
-    while (!data.empty()) {
-      const std::size_t count = std::min({data.size(), step_bytes, chunk_bytes - filled_});
-      crc_ = crc32c(data.first(count), crc_);
-      std::memcpy(filling_.data() + filled_, data.data(), count);
-      filled_ += count;
-      data = data.subspan(count);
-      if (filled_ == chunk_bytes) write_chunk();
-    }
+  Contents(const ShardHeader& header, std::span<const FileTensor> tensors) : bytes_(header.file_bytes) {
+    header_.data = std::as_bytes(std::span(header.text));
+    add(header_);
+    for (const std::size_t i : header.order) add(tensors[i]);
   }
 
-  std::vector<std::uint32_t> finish() {
-    if (filled_ > 0) write_chunk();
-    if (writing_.valid()) writing_.get();
-    return std::move(crcs_);
+  std::uint64_t bytes() const noexcept { return bytes_; }
+  std::size_t chunks() const noexcept { return (bytes_ + chunk_bytes - 1) / chunk_bytes; }
+
+  /// The bytes from `offset` on, up to the end of a tensor at most; `crc` goes on over them. Returns how many.
+  std::size_t read(std::uint64_t offset, std::span<std::byte> into, TensorReader& reader, std::uint32_t& crc) const {
+    const auto i = static_cast<std::size_t>(std::ranges::upper_bound(begins_, offset) - begins_.begin() - 1);
+    const std::uint64_t begin = offset - begins_[i];
+    const auto count = std::min<std::uint64_t>(tensors_[i]->bytes() - begin, into.size());
+    crc = reader.read(*tensors_[i], begin, into.first(count), crc);
+    return count;
   }
 
  private:
-  void write_chunk() {
-    const std::span chunk = filling_.first(std::exchange(filled_, 0));
-    const std::uint64_t offset = crcs_.size() * chunk_bytes;
-    crcs_.push_back(std::exchange(crc_, 0));
-    if (writing_.valid()) writing_.get();
-    writing_ = std::async([this, chunk, offset] { file_.write(chunk, offset); });
-    std::swap(filling_, in_flight_);
+  void add(const FileTensor& tensor) {
+    begins_.push_back(begins_.empty() ? 0 : begins_.back() + tensors_.back()->bytes());
+    tensors_.push_back(&tensor);
   }
 
-  CheckpointFile& file_;
-  ChunkBuffer buffers_[2];
-  std::span<std::byte> filling_ = buffers_[0].bytes(), in_flight_ = buffers_[1].bytes();
-  std::size_t filled_ = 0;
-  std::uint32_t crc_ = 0;  ///< of what is filled
-  std::vector<std::uint32_t> crcs_;
-  std::future<void> writing_;  // last: it is waited for before the buffers go
+  FileTensor header_;
+  std::uint64_t bytes_;
+  std::vector<const FileTensor*> tensors_;
+  std::vector<std::uint64_t> begins_;  ///< of each, from the start of the file
 };
 
-std::vector<std::uint32_t> write_all(CheckpointFile& file, const ShardHeader& header,
-                                     std::span<const FileTensor> tensors) {
-  file.reserve(header.file_bytes);
-  ChunkWriter writer(file);
-  writer.add(std::as_bytes(std::span(header.text)));
-  for (const std::size_t i : header.order) writer.add(tensors[i].data);
-  std::vector<std::uint32_t> crcs = writer.finish();
+/// What a thread writes one chunk after the other with.
+struct ChunkWriter {
+  ChunkBuffer buffer;
+  TensorReader reader;
+
+  /// Returns the chunk's checksum.
+  std::uint32_t write(std::size_t number, const Contents& contents, CheckpointFile& file) {
+    const std::uint64_t offset = number * chunk_bytes;
+    const auto chunk = buffer.bytes().first(std::min<std::uint64_t>(chunk_bytes, contents.bytes() - offset));
+    std::uint32_t crc = 0;
+    for (std::size_t filled = 0; filled < chunk.size();) {
+      const auto step = chunk.subspan(filled, std::min(TensorReader::step_bytes, chunk.size() - filled));
+      filled += contents.read(offset + filled, step, reader, crc);
+    }
+    file.write(chunk, offset);
+    return crc;
+  }
+};
+
+std::vector<std::uint32_t> write_all(CheckpointFile& file, const Contents& contents, std::size_t threads) {
+  file.reserve(contents.bytes());
+  std::vector<std::uint32_t> crcs(contents.chunks());
+  std::vector<ChunkWriter> writers(std::min(threads, crcs.size()));
+  side_by_side(crcs.size(), writers.size(), [&](std::size_t number, std::size_t worker) {
+    crcs[number] = writers[worker].write(number, contents, file);
+  });
   file.sync();
   return crcs;
 }
 
 }  // namespace
 
-WrittenFile write_shard_file(const std::string& path, std::span<const FileTensor> tensors) {
+WrittenFile write_shard_file(const std::string& path, std::span<const FileTensor> tensors, std::size_t threads) {
   ShardHeader header = header_of(tensors);
+  const Contents contents(header, tensors);
   CheckpointFile file = CheckpointFile::create(path);
   try {
-    return {.bytes = header.file_bytes, .crcs = write_all(file, header, tensors), .offsets = std::move(header.offsets)};
+    return {
+        .bytes = contents.bytes(), .crcs = write_all(file, contents, threads), .offsets = std::move(header.offsets)};
   } catch (...) {
     file.remove();
     throw;

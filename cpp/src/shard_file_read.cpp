@@ -1,7 +1,6 @@
 // Reading by range: every byte handed out belongs to a chunk whose checksum was right.
 #include <algorithm>
 #include <cstring>
-#include <future>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -12,6 +11,7 @@
 #include "aliquot/shard_file.h"
 #include "checkpoint_file.h"
 #include "chunk_buffer.h"
+#include "side_by_side.h"
 
 namespace aliquot {
 namespace {
@@ -57,20 +57,14 @@ class ChunkedFile {
   std::span<const std::uint32_t> crcs_;
 };
 
-/// `visit(number, chunk)` for each of these chunks, while the next one is being read.
+/// `visit(number, chunk)` for each of these chunks, several at a time.
 template <typename Visit>
-void for_each_chunk(const ChunkedFile& file, std::span<const std::size_t> numbers, const Visit& visit) {
-  const ChunkBuffer buffers[2];
-  const auto start = [&](std::size_t i) {
-    return std::async([&, i] { return file.read(numbers[i], buffers[i % 2].bytes()); });
-  };
-  std::future<std::span<const std::byte>> next;  // behind the buffers: it is waited for before they go
-  if (!numbers.empty()) next = start(0);
-  for (std::size_t i = 0; i < numbers.size(); ++i) {
-    const auto chunk = next.get();
-    if (i + 1 < numbers.size()) next = start(i + 1);
-    visit(numbers[i], chunk);
-  }
+void for_each_chunk(const ChunkedFile& file, std::span<const std::size_t> numbers, std::size_t threads,
+                    const Visit& visit) {
+  const std::vector<ChunkBuffer> buffers(std::min(threads, numbers.size()));
+  side_by_side(numbers.size(), buffers.size(), [&](std::size_t i, std::size_t worker) {
+    visit(numbers[i], file.read(numbers[i], buffers[worker].bytes()));
+  });
 }
 
 /// The part of a range that lies in one chunk.
@@ -135,21 +129,22 @@ std::vector<std::size_t> chunks_of(std::span<const Piece> pieces) {
 }  // namespace
 
 void read_ranges(const std::string& path, std::uint64_t bytes, std::span<const std::uint32_t> crcs,
-                 std::span<const RangeRead> ranges) {
+                 std::span<const RangeRead> ranges, std::size_t threads) {
   const ChunkedFile file(path, bytes, crcs);
   const std::vector<Piece> pieces = pieces_of(file, ranges);
-  for_each_chunk(file, chunks_of(pieces), [&](std::size_t number, std::span<const std::byte> chunk) {
+  for_each_chunk(file, chunks_of(pieces), threads, [&](std::size_t number, std::span<const std::byte> chunk) {
     const auto in_chunk = std::ranges::equal_range(pieces, number, {}, &Piece::chunk);
     file.require_right(number, chunk, tensors_of(in_chunk));
     for (const Piece& piece : in_chunk) std::memcpy(piece.into.data(), chunk.data() + piece.offset, piece.into.size());
   });
 }
 
-void verify_file(const std::string& path, std::uint64_t bytes, std::span<const std::uint32_t> crcs) {
+void verify_file(const std::string& path, std::uint64_t bytes, std::span<const std::uint32_t> crcs,
+                 std::size_t threads) {
   const ChunkedFile file(path, bytes, crcs);
   std::vector<std::size_t> numbers(file.chunks());
   std::iota(numbers.begin(), numbers.end(), std::size_t{0});
-  for_each_chunk(file, numbers,
+  for_each_chunk(file, numbers, threads,
                  [&](std::size_t number, std::span<const std::byte> chunk) { file.require_right(number, chunk, ""); });
 }
 

@@ -51,9 +51,9 @@ void require_sound(const FileTensor& tensor) {
   for (const std::uint64_t extent : tensor.shape) {
     if (__builtin_mul_overflow(bytes, extent, &bytes)) refuse(tensor, "its shape is larger than any memory");
   }
-  if (bytes == tensor.data.size()) return;
+  if (bytes == tensor.bytes()) return;
   refuse(tensor,
-         "its shape needs " + std::to_string(bytes) + " bytes, its data has " + std::to_string(tensor.data.size()));
+         "its shape needs " + std::to_string(bytes) + " bytes, its data has " + std::to_string(tensor.bytes()));
 }
 
 void require_different_names(std::span<const FileTensor> tensors) {
@@ -93,7 +93,7 @@ std::string joined(std::span<const std::uint64_t> numbers) {
 
 /// `begin`: from the end of the header.
 std::string entry(const FileTensor& tensor, std::uint64_t begin) {
-  const std::uint64_t range[] = {begin, begin + tensor.data.size()};
+  const std::uint64_t range[] = {begin, begin + tensor.bytes()};
   return "\"" + escaped(tensor.name) + "\":{\"dtype\":\"" + tensor.dtype + "\",\"shape\":[" + joined(tensor.shape) +
          "],\"data_offsets\":[" + joined(range) + "]}";
 }
@@ -114,7 +114,7 @@ ShardHeader header_of(std::span<const FileTensor> tensors) {
   header.offsets.resize(tensors.size());
   std::string json;
   for (const std::size_t i : header.order) {
-    header.offsets[i] = std::exchange(header.file_bytes, header.file_bytes + tensors[i].data.size());
+    header.offsets[i] = std::exchange(header.file_bytes, header.file_bytes + tensors[i].bytes());
     json += (json.empty() ? "{" : ",") + entry(tensors[i], header.offsets[i]);
   }
   header.text = with_length(json.empty() ? "{}" : json + "}");

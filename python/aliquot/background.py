@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from aliquot import _core
+from aliquot.checkpoint.copies import HostCopies
 
 logger = logging.getLogger("aliquot")
 
@@ -18,6 +19,8 @@ class Background:
         self._calls = 0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self.copies = HostCopies()
+        """What the save that is under way writes. It has ended when the next one begins."""
 
     def next_call(self) -> str:
         """What the ranks call this save or load among themselves."""

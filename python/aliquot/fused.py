@@ -11,7 +11,8 @@ import torch
 
 from aliquot import _core
 from aliquot._core import Error, InvalidArgument
-from aliquot.checkpoint.parts import Plain, Quantized
+from aliquot.checkpoint.parts import Memory, Plain, Quantized
+from aliquot.checkpoint.putting import put_all
 from aliquot.places import Place
 from aliquot.sharded_optimizer import ShardedOptimizer
 from aliquot.states import QuantizedState, Scalars, State, steps_of
@@ -97,13 +98,16 @@ class FusedOptimizer(ShardedOptimizer):
             if place.unit.trainable:
                 steps[place.unit.index][place.index] = steps_of(scalars, place)
 
-        def put() -> None:
+        def values() -> Iterator[tuple[Memory, torch.Tensor]]:
             for place, begin, role, memory in self._moments(self.model.engine.states_to_load):
                 if (state := given.get((role, place))) is not None:
                     first = begin - state.begin
-                    memory.take(state.value[first : first + memory.numel()])
+                    yield memory, state.value[first : first + memory.numel()]
                 else:
-                    memory.take(torch.zeros(memory.numel(), device="cpu"))
+                    yield memory, torch.zeros(memory.numel(), device="cpu")
+
+        def put() -> None:
+            put_all(values(), self.model.world)
             self.model.engine.set_param_steps(steps, self.model.stream())
 
         return put

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "aliquot/error.h"
+#include "aliquot/memory_resource.h"
 #include "dlpack.h"
 #include "register.h"
 
@@ -58,9 +59,24 @@ py::object view(std::uintptr_t address, std::vector<std::int64_t> shape, py::obj
   return py::reinterpret_steal<py::object>(capsule);
 }
 
+/// A piece of page-locked memory of the host.
+class PinnedMemory {
+ public:
+  explicit PinnedMemory(std::size_t bytes) : buffer_(*resource_, bytes) {}
+
+  std::uintptr_t address() const noexcept { return reinterpret_cast<std::uintptr_t>(buffer_.data()); }
+
+ private:
+  std::unique_ptr<MemoryResource> resource_ = pinned_memory();
+  Buffer buffer_;
+};
+
 }  // namespace
 
 void register_memory(py::module_& module) {
+  py::class_<PinnedMemory>(module, "PinnedMemory", "Exactly so many bytes of the host, which devices copy to and from.")
+      .def(py::init<std::size_t>(), py::arg("bytes"), py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("address", &PinnedMemory::address);
   module.def(
       "view", &view, py::arg("address"), py::arg("shape"), py::arg("owner"), py::arg("dtype"), py::arg("device"),
       "A DLPack capsule of a contiguous tensor at `address`, on the GPU `device`, or the CPU if that is -1. It keeps "

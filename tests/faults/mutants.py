@@ -84,9 +84,9 @@ def verdict_before_shard() -> None:
     write, exchange = _core.write_shard_file, save.exchange
     late: list[str] = []
 
-    def write_late(path: str, tensors: Any) -> Any:
+    def write_late(path: str, *rest: Any) -> Any:
         late.append(path)
-        return write(path + ".late", tensors)
+        return write(path + ".late", *rest)
 
     def exchange_first(*args: Any) -> list[bytes]:
         said = exchange(*args)
@@ -144,10 +144,10 @@ def unchecked_chunks() -> None:
     """Chunks are read without a look at their checksums."""
     read = _core.read_ranges
 
-    def read_anything(path: str, _size: int, _crcs: Any, ranges: Any) -> None:
+    def read_anything(path: str, _size: int, _crcs: Any, *rest: Any) -> None:
         content = Path(path).read_bytes()
         chunks = (content[i : i + _core.chunk_bytes] for i in range(0, len(content), _core.chunk_bytes))
-        read(path, len(content), [_core.crc32c(chunk) for chunk in chunks], ranges)
+        read(path, len(content), [_core.crc32c(chunk) for chunk in chunks], *rest)
 
     _core.read_ranges = read_anything
     assert reading._core is _core

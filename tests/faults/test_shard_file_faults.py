@@ -28,7 +28,7 @@ def values() -> dict[str, torch.Tensor]:
 
 def write(path: Path) -> tuple[int, list[int], list[int]]:
     kept = values()
-    tensors = [(name, "U8", list(t.shape), t.data_ptr(), t.nbytes) for name, t in kept.items()]
+    tensors = [_core.FileTensor(name, "U8", t.shape, t.data_ptr(), t.nbytes) for name, t in kept.items()]
     return _core.write_shard_file(str(path), tensors)
 
 

@@ -98,7 +98,7 @@ class Trapped(Chain):
         if place == "save":
             _core.write_shard_file = lambda *_: fault()  # type: ignore[assignment, return-value]
         if place == "load":
-            Reading.run = lambda _: fault()  # type: ignore[method-assign]
+            Reading.run = lambda *_: fault()  # type: ignore[method-assign]
 
 
 def train(

@@ -31,9 +31,11 @@ WORDS = {
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[int, list[int], list[int]]:
-    return _core.write_shard_file(
-        str(path), [(k, WORDS[t.dtype], list(t.shape), t.data_ptr(), t.nbytes) for k, t in tensors.items()]
-    )
+    return _core.write_shard_file(str(path), [of(k, WORDS[t.dtype], list(t.shape), t) for k, t in tensors.items()])
+
+
+def of(key: str, word: str, shape: list[int], value: torch.Tensor) -> _core.FileTensor:
+    return _core.FileTensor(key, word, shape, value.data_ptr(), value.nbytes)
 
 
 def random_bytes(*shape: int) -> torch.Tensor:
@@ -57,7 +59,7 @@ def assert_same(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Te
 def test_what_python_has_a_word_for_can_be_written(tmp_path: Path) -> None:
     for number, (dtype, word) in enumerate(dtypes.WORDS.items()):
         value = torch.zeros(3, dtype=torch.uint8).repeat(dtype.itemsize).view(dtype)
-        _core.write_shard_file(str(tmp_path / str(number)), [("key", word, [3], value.data_ptr(), value.nbytes)])
+        _core.write_shard_file(str(tmp_path / str(number)), [of("key", word, [3], value)])
         with safe_open(tmp_path / str(number), "pt") as file:
             assert file.get_tensor("key").dtype == dtype
     with pytest.raises(aliquot.CheckpointError, match=r"scale is torch\.float8_e5m2fnuz, which"):
@@ -135,13 +137,13 @@ def test_damage_names_file_chunk_and_tensor(tmp_path: Path) -> None:
 
 def test_refuses_what_the_format_can_not_hold(tmp_path: Path) -> None:
     value = torch.ones(2)
-    good = ("a", "F32", [2], value.data_ptr(), 8)
+    good = of("a", "F32", [2], value)
     for tensors, words in (
         ([good, good], "two of that name"),
-        ([("a", "F33", *good[2:])], "no dtype 'F33'"),
-        ([("a", "F32", [3], *good[3:])], "needs 12 bytes"),
-        ([("a", "F32", [1 << 62, 16], *good[3:])], "larger than any memory"),
-        ([("__metadata__", *good[1:])], "keeps that name"),
+        ([of("a", "F33", [2], value)], "no dtype 'F33'"),
+        ([of("a", "F32", [3], value)], "needs 12 bytes"),
+        ([of("a", "F32", [1 << 62, 16], value)], "larger than any memory"),
+        ([of("__metadata__", "F32", [2], value)], "keeps that name"),
     ):
         with pytest.raises(aliquot.InvalidArgument, match=words):
             _core.write_shard_file(str(tmp_path / "f"), tensors)

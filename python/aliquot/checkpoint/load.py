@@ -18,10 +18,12 @@ from aliquot.checkpoint.catalog import Checkpoint, latest_checkpoint, open_check
 from aliquot.checkpoint.manifest import Manifest, OptimizerState
 from aliquot.checkpoint.matching import Matching
 from aliquot.checkpoint.plain import unplain
+from aliquot.checkpoint.putting import put_all
 from aliquot.checkpoint.reading import Reading
 from aliquot.checkpoint.rng import rng_states, set_rng_states
 from aliquot.checkpoint.snapshot import Optimizers
 from aliquot.checkpoint.statefuls import Restored, Stateful, Statefuls, listed, loader_state, require_kinds
+from aliquot.checkpoint.threads import file_threads
 from aliquot.checkpoint.verdict import agree, problem_of
 from aliquot.scaler import GradScaler
 from aliquot.sharded import ShardedModel, sharded
@@ -125,7 +127,7 @@ class Load:
             self._want_gradients(reading, checkpoint.manifest)
         contents.note_frozen(optimizers, checkpoint.manifest)
         states = [list(self._want_states(reading, matched, *both)) for both in enumerate(optimizers)]
-        reading.run()
+        reading.run(file_threads(self.model.world))
         for number, optimizer in enumerate(optimizers):
             self._prepare_optimizer(optimizer, checkpoint.manifest.optimizers[number], states[number])
         self._settle.append(lambda: self._set_step_counts(checkpoint.manifest.step_counts))
@@ -133,9 +135,11 @@ class Load:
         self._prepare_rng(checkpoint.manifest)
 
     def _want_params(self, reading: Reading, matched: Matching) -> None:
-        for part in contents.params_to_load(self.model):
-            values = reading.want(matched.key_of(part.key), part.begin, part.end)
-            self._puts.append(partial(part.memory.take, values))
+        values = [
+            (part.memory, reading.want(matched.key_of(part.key), part.begin, part.end))
+            for part in contents.params_to_load(self.model)
+        ]
+        self._puts.append(partial(put_all, values, self.model.world))
 
     def _want_buffers(self, reading: Reading, matched: Matching) -> None:
         for name, buffer in contents.buffers_of(self.model).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -10,19 +11,45 @@ import torch
 from torch import Tensor
 
 from aliquot import _core
+from aliquot.checkpoint.copies import HostCopies
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Flat tensors, on the host or a device, that the core reads and writes."""
+
+    elements: Tensor
+    low: Tensor | None = None
+    """Of halves, where `elements` are the high ones."""
+
+    def in_file(self, name: str, word: str, shape: Sequence[int]) -> _core.FileTensor:
+        """As the core takes it; the tensors must stay."""
+        device = -1 if self.elements.device.type == "cpu" else self.elements.device.index
+        return _core.FileTensor(name, word, shape, self.elements.data_ptr(), self.elements.nbytes, self._low, device)
+
+    def given(self, values: Tensor) -> tuple[int, int, int, int]:
+        """The same where they are to be overwritten with values of the host."""
+        return values.data_ptr(), values.nbytes, self.elements.data_ptr(), self._low
+
+    @property
+    def _low(self) -> int:
+        return 0 if self.low is None else self.low.data_ptr()
 
 
 class Memory(Protocol):
     """Where elements are: as themselves, or as something that they can be made of."""
 
-    def copied(self) -> Memory:
-        """A copy on the host, once the device has come so far."""
+    def copied(self, copies: HostCopies) -> Memory:
+        """The same elements in copies."""
 
-    def values(self) -> Tensor:
-        """The elements, flat and on the host; the memory itself where it is that."""
+    def numbers(self) -> Numbers:
+        """What a file of the elements is written from: the memory itself if it can be."""
 
     def take(self, values: Tensor) -> None:
-        """Overwrites them."""
+        """Overwrites them with values of the host."""
+
+    def is_put_as(self, values: Tensor) -> bool:
+        """Whether `_core.put_values` overwrites `numbers` with these values as `take` would."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +62,21 @@ class Plain:
         """How many."""
         return self.elements.numel()
 
-    def copied(self) -> Plain:
+    def copied(self, copies: HostCopies) -> Plain:
         """See Memory."""
-        return Plain(_on_host(self.elements))
+        return Plain(copies.of(self.elements))
 
-    def values(self) -> Tensor:
+    def numbers(self) -> Numbers:
         """See Memory."""
-        return self.elements.cpu().contiguous()
+        return Numbers(self.elements.contiguous())
 
     def take(self, values: Tensor) -> None:
         """See Memory. Rounds to the dtype kept here."""
         self.elements.copy_(values)
+
+    def is_put_as(self, values: Tensor) -> bool:
+        """See Memory."""
+        return values.dtype is self.elements.dtype and _are_laid_alike(values, self.elements)
 
 
 @dataclass(frozen=True)
@@ -55,31 +86,34 @@ class Halves:
     high: Tensor
     low: Tensor
 
-    def copied(self) -> Halves:
+    def copied(self, copies: HostCopies) -> Halves:
         """See Memory."""
-        return Halves(_on_host(self.high), _on_host(self.low))
+        return Halves(copies.of(self.high), copies.of(self.low))
 
-    def values(self) -> Tensor:
+    def numbers(self) -> Numbers:
         """See Memory."""
-        high, low = self.high.cpu(), self.low.cpu()
-        joined = torch.empty(high.numel(), dtype=torch.float32, device="cpu")
-        _core.join_masters(high.data_ptr(), low.data_ptr(), joined.data_ptr(), joined.numel())
-        return joined
+        return Numbers(self.high, self.low)
 
     def take(self, values: Tensor) -> None:
         """See Memory."""
         masters = values.float()
-        high, low = (torch.empty(masters.numel(), dtype=torch.bfloat16, device="cpu") for _ in range(2))
+        on_host = self.high.device.type == "cpu"
+        high, low = (half if on_host else torch.empty_like(half, device="cpu") for half in (self.high, self.low))
         _core.split_masters(masters.data_ptr(), high.data_ptr(), low.data_ptr(), masters.numel())
-        self.high.copy_(high)
-        self.low.copy_(low)
+        if not on_host:
+            self.high.copy_(high)
+            self.low.copy_(low)
+
+    def is_put_as(self, values: Tensor) -> bool:
+        """See Memory."""
+        return values.dtype is torch.float32 and _are_laid_alike(values, self.high)
 
 
 @dataclass(frozen=True)
 class Quantized:
     """fp32 numbers of a state as codes of 8 bits and scales of their blocks (quantization.h), from a block's start on.
 
-    Its own `values` leave the same codes and scales when they are taken again.
+    Its own `numbers` leave the same codes and scales when they are taken again.
     """
 
     role: str
@@ -91,16 +125,16 @@ class Quantized:
         """How many numbers."""
         return self.codes.numel()
 
-    def copied(self) -> Quantized:
+    def copied(self, copies: HostCopies) -> Quantized:
         """See Memory."""
-        return Quantized(self.role, _on_host(self.codes), _on_host(self.scales))
+        return Quantized(self.role, copies.of(self.codes), copies.of(self.scales))
 
-    def values(self) -> Tensor:
+    def numbers(self) -> Numbers:
         """See Memory."""
         codes, scales = self.codes.cpu(), self.scales.cpu()
         numbers = torch.empty(codes.numel(), dtype=torch.float32, device="cpu")
         _core.dequantize(self.role, codes.data_ptr(), scales.data_ptr(), numbers.data_ptr(), numbers.numel())
-        return numbers
+        return Numbers(numbers)
 
     def take(self, values: Tensor) -> None:
         """See Memory. Rounds to what the codes can say."""
@@ -109,6 +143,10 @@ class Quantized:
         _core.quantize(self.role, numbers.data_ptr(), codes.data_ptr(), scales.data_ptr(), numbers.numel())
         self.codes.copy_(codes)
         self.scales.copy_(scales)
+
+    def is_put_as(self, values: Tensor) -> bool:
+        """See Memory."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -123,9 +161,9 @@ class Part:
     end: int
     memory: Memory
 
-    def copied(self) -> Part:
-        """The same, of a copy on the host, once the device has come so far."""
-        return replace(self, memory=self.memory.copied())
+    def copied(self, copies: HostCopies) -> Part:
+        """The same elements in copies."""
+        return replace(self, memory=self.memory.copied(copies))
 
     @property
     def file_shape(self) -> tuple[int, ...]:
@@ -133,10 +171,9 @@ class Part:
         return tuple(self.shape) if self.end - self.begin == self.shape.numel() else (self.end - self.begin,)
 
 
-def _on_host(tensor: Tensor) -> Tensor:
-    pinned = tensor.device.type == "cuda"
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pinned)
-    return copy.copy_(tensor, non_blocking=True)
+def _are_laid_alike(values: Tensor, on_gpu: Tensor) -> bool:
+    both = (values, on_gpu)
+    return on_gpu.is_cuda and values.numel() == on_gpu.numel() and all(each.is_contiguous() for each in both)
 
 
 def as_bytes(tensor: Tensor) -> ctypes.Array[ctypes.c_char]:

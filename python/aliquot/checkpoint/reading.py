@@ -9,6 +9,7 @@ import torch
 from aliquot import _core
 from aliquot.checkpoint.catalog import Checkpoint
 from aliquot.checkpoint.dtypes import DTYPES
+from aliquot.checkpoint.threads import LEAST
 
 
 class Reading:
@@ -31,8 +32,8 @@ class Reading:
                 self._ranges[piece.file].append((offset, (last - first) * tensor.width, address, key))
         return values
 
-    def run(self) -> None:
-        """Reads. Raises CheckpointError where a checksum is wrong."""
+    def run(self, threads: int = LEAST) -> None:
+        """Reads each file with so many threads. Raises CheckpointError where a checksum is wrong."""
         for name, ranges in self._ranges.items():
             file = self.checkpoint.manifest.files[name]
-            _core.read_ranges(str(self.checkpoint.path / name), file.bytes, file.crcs, ranges)
+            _core.read_ranges(str(self.checkpoint.path / name), file.bytes, file.crcs, ranges, threads)

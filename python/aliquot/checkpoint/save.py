@@ -18,6 +18,7 @@ from aliquot.checkpoint import folder
 from aliquot.checkpoint.dtypes import word_of
 from aliquot.checkpoint.snapshot import Optimizers, Snapshot
 from aliquot.checkpoint.statefuls import Stateful, Statefuls
+from aliquot.checkpoint.threads import file_threads
 from aliquot.checkpoint.verdict import agree, exchange, problem_of, told
 from aliquot.scaler import GradScaler
 from aliquot.sharded import sharded
@@ -68,6 +69,7 @@ def save_checkpoint(
         snapshot = Snapshot.of(state, opt, extra, schedulers, loader, scaler)
         if not wait:
             snapshot.detach()
+        snapshot.finish()
     except Exception as error:
         problem = problem_of(world, error)
     mine = {
@@ -158,15 +160,16 @@ class Save:
         self.held = folder.hold(self.draft)
         name = f"rank_{self.world.rank:05d}.safetensors"
         parts = self.snapshot.parts
-        values = [part.memory.values() for part in parts]
-        described = [
-            (part.key, word_of(part.dtype, part.key), part.file_shape, value.data_ptr(), value.numel() * value.itemsize)
-            for part, value in zip(parts, values, strict=True)
+        words = [word_of(part.dtype, part.key) for part in parts]
+        numbers = [part.memory.numbers() for part in parts]
+        tensors = [
+            each.in_file(part.key, word, part.file_shape)
+            for part, word, each in zip(parts, words, numbers, strict=True)
         ]
-        size, crcs, offsets = _core.write_shard_file(str(self.draft / name), described)
+        size, crcs, offsets = _core.write_shard_file(str(self.draft / name), tensors, file_threads(self.world))
         pieces = [
             [part.key, word, list(part.shape), part.begin, part.end, offset]
-            for part, (_, word, *_), offset in zip(parts, described, offsets, strict=True)
+            for part, word, offset in zip(parts, words, offsets, strict=True)
         ]
         return {"problem": "", "file": name, "bytes": size, "crcs": crcs, "pieces": pieces, "own": self.snapshot.own}
 

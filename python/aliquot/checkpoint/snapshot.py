@@ -93,7 +93,12 @@ class Snapshot:
 
     def detach(self) -> None:
         """Copies all to host memory, so that training may go on."""
-        self.parts = [part.copied() for part in self.parts]
+        copies = self.world.background.copies
+        copies.begin()
+        self.parts = [part.copied(copies) for part in self.parts]
+
+    def finish(self) -> None:
+        """Waits until the device has done what it was given, so that all parts are what they are to be."""
         if self.world.device.type == "cuda":
             torch.cuda.current_stream(self.world.device).synchronize()
 
