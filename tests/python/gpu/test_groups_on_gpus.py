@@ -62,8 +62,11 @@ def muon(rank: int) -> dict[str, Tensor]:
 
 
 def test_muon_with_the_rest(transport: Transport) -> None:
+    """Newton-Schulz in bf16 carries roundings, which differ between devices, to some percent of an update."""
     on_gpus, on_cpus = run_ranks(2, muon, transport=transport)[0], run_ranks(2, muon)[0]
-    assert_same_weights(on_gpus, on_cpus, tolerance=2e-3)
+    for name, param in built(CASE).named_parameters():
+        change, difference = on_cpus[name] - param.detach(), on_gpus[name] - on_cpus[name]
+        assert difference.norm() < 0.1 * change.norm(), name
 
 
 def unfreeze(rank: int) -> None:
