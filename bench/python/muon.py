@@ -41,8 +41,8 @@ COEFFICIENTS, ITERATIONS, EPS = (3.4445, -4.7750, 2.0315), 5, 1e-7
 VERIFIED = 3
 """Steps that are compared; they are not timed."""
 TOLERANCE = 8e-2
-"""Of what is changed, the norm of the difference over the norm: bf16's rounding, five iterations long, of gradients that
-attention's backward on a GPU rounds anew in every run (0.051 on an H200). A wrong rule is at 0.09 and more."""
+"""Of what is changed, the norm of the difference over the norm: five iterations in bf16, of gradients that attention's
+backward on a GPU rounds anew in every run (0.051 on an H200). A wrong rule is at 0.09 and more."""
 Weights = dict[str, Tensor]
 
 
