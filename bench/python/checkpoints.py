@@ -5,8 +5,9 @@
 
 Each contender trains a step, so that there are optimizer states, in fresh processes; behind one save and load of each
 kind, saves and loads are timed from a barrier to when the slowest rank returns, and written files are synced, as each
-library does by default. A save behind training (`stall`) is timed until the call returns; beside it, as `copy`, one
-copy of as many bytes as the rank saves from where they lie to host memory. Medians of `--rounds`, contenders in turn.
+library does by default. A load finds nothing in the kernel's cache, unless the folder is in memory anyway. A save
+behind training (`stall`) is timed until the call returns; beside it, as `copy`, one copy of as many bytes as the rank
+saves from where they lie to host memory. Medians of `--rounds`, contenders in turn.
 
 Verified before timed: what is loaded trains on with the losses that were seen behind the save.
 """
