@@ -52,8 +52,7 @@ void require_sound(const FileTensor& tensor) {
     if (__builtin_mul_overflow(bytes, extent, &bytes)) refuse(tensor, "its shape is larger than any memory");
   }
   if (bytes == tensor.bytes()) return;
-  refuse(tensor,
-         "its shape needs " + std::to_string(bytes) + " bytes, its data has " + std::to_string(tensor.bytes()));
+  refuse(tensor, "its shape needs " + std::to_string(bytes) + " bytes, its data has " + std::to_string(tensor.bytes()));
 }
 
 void require_different_names(std::span<const FileTensor> tensors) {
