@@ -51,7 +51,7 @@ void put_halves(const Step& step, const Staging& staging) {
 
 void put_values(std::span<const Put> puts, Device device, std::size_t threads) {
   const std::vector<Step> steps = steps_of(puts);
-  std::vector<std::optional<Staging>> stagings(std::min(threads, steps.size()));
+  std::vector<std::optional<Staging>> stagings(workers_for(steps.size(), threads));
   side_by_side(steps.size(), stagings.size(), [&](std::size_t number, std::size_t worker) {
     const DeviceGuard guard(device);
     std::optional<Staging>& staging = stagings[worker];

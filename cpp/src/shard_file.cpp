@@ -69,7 +69,7 @@ struct ChunkWriter {
 std::vector<std::uint32_t> write_all(CheckpointFile& file, const Contents& contents, std::size_t threads) {
   file.reserve(contents.bytes());
   std::vector<std::uint32_t> crcs(contents.chunks());
-  std::vector<ChunkWriter> writers(std::min(threads, crcs.size()));
+  std::vector<ChunkWriter> writers(workers_for(crcs.size(), threads));
   side_by_side(crcs.size(), writers.size(), [&](std::size_t number, std::size_t worker) {
     crcs[number] = writers[worker].write(number, contents, file);
   });

@@ -61,7 +61,7 @@ class ChunkedFile {
 template <typename Visit>
 void for_each_chunk(const ChunkedFile& file, std::span<const std::size_t> numbers, std::size_t threads,
                     const Visit& visit) {
-  const std::vector<ChunkBuffer> buffers(std::min(threads, numbers.size()));
+  const std::vector<ChunkBuffer> buffers(workers_for(numbers.size(), threads));
   side_by_side(numbers.size(), buffers.size(), [&](std::size_t i, std::size_t worker) {
     visit(numbers[i], file.read(numbers[i], buffers[worker].bytes()));
   });

@@ -2,10 +2,16 @@
 /// Work that waits for disks and devices, several pieces at a time. (What keeps the cores busy is for parallel_for.)
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <functional>
 
 namespace aliquot {
+
+/// How many workers `count` numbers need: as many as there are `threads`, and at least the caller.
+constexpr std::size_t workers_for(std::size_t count, std::size_t threads) {
+  return std::max<std::size_t>(1, std::min(count, threads));
+}
 
 /// Calls body(number, worker) for each number below `count`, in order, on up to `workers` threads of its own, of which
 /// the caller is one; a worker has one number at a time. Behind an exception no further number is begun; when all that

@@ -128,6 +128,19 @@ TEST_F(ShardFiles, OfEverySizeAroundAChunkAndABlock) {
   }
 }
 
+TEST_F(ShardFiles, AreTheSameOfAnyNumberOfThreads) {
+  for (const std::size_t threads : {0U, 1U, 3U, 100U}) {
+    const WrittenFile written = write_shard_file(path("other"), tensors_, threads);
+    EXPECT_EQ(written.crcs, written_.crcs);
+    Bytes found(a_.size());
+    const RangeRead range{written.offsets[1], found, "a"};
+    read_ranges(path("other"), written.bytes, written.crcs, std::span(&range, 1), threads);
+    EXPECT_EQ(found, a_);
+    verify_file(path("other"), written.bytes, written.crcs, threads);
+    fs::remove(path("other"));
+  }
+}
+
 TEST_F(ShardFiles, RangesMayOverlapAndComeInAnyOrder) {
   Bytes whole(a_.size()), middle(100), last(1), none;
   const std::size_t begin = written_.offsets[1];

@@ -31,7 +31,8 @@ struct FileTensor {
   std::uint64_t bytes() const noexcept { return low == nullptr ? data.size() : 2 * data.size(); }
 };
 
-/// How many threads write or read a file if nobody says so: while one waits for the disk, another computes.
+/// How many threads write or read a file if nobody says so: while one waits for the disk, another computes. The caller
+/// is one of them, so that none is as good as one.
 inline constexpr std::size_t usual_file_threads = 2;
 
 struct WrittenFile {
