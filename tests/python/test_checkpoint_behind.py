@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import aliquot
 import pytest
 import torch
+from aliquot.checkpoint import copies
 from checkpoints import contents, everything, train
 from ranks import SHARED_MEMORY, TRANSPORTS, Transport, run_ranks, started
 
@@ -43,3 +45,24 @@ def test_a_save_behind_training_ends_before_the_process(tmp_path: Path) -> None:
         assert ranks.exit_codes(timeout=30.0) == [0, 0]
     assert contents(tmp_path) == {"step_1"}
     assert contents(tmp_path / "step_1") == {"manifest.json", "rank_00000.safetensors", "rank_00001.safetensors"}
+
+
+def test_memory_is_kept_for_the_same_tensors_and_given_back_before_others_take_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    take, kept = copies._pageable, copies.HostCopies()
+    taken: list[weakref.ref[torch.Tensor]] = []
+    beside: list[int] = []
+
+    def noted(size: int) -> torch.Tensor:
+        beside.append(sum(memory() is not None for memory in taken))
+        memory = take(size)
+        taken.append(weakref.ref(memory))
+        return memory
+
+    monkeypatch.setattr(copies, "_pageable", noted)
+    for value, sizes in enumerate([(3, 5, 7), (3, 5, 7), (3, 6, 7)]):
+        kept.begin()
+        for size in sizes:
+            assert kept.of(torch.full((size,), value)).tolist() == [value] * size
+    assert beside == [0, 1, 2, 1, 2]

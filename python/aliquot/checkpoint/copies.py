@@ -9,7 +9,9 @@ from aliquot import _core
 
 
 class HostCopies:
-    """Keeps their memory from one save to the next: to take it costs many times what it costs to fill it."""
+    """Keeps their memory from one save to the next: to take it costs many times what it costs to fill it. It is one set
+    for all models: a save of other tensors gives back what does not fit them.
+    """  # fmt: skip
 
     def __init__(self) -> None:
         self._taken: list[Tensor] = []
@@ -24,7 +26,8 @@ class HostCopies:
         """A copy of a tensor, once the device has come so far. The tensors are nearly always those of last time."""
         pinned = tensor.device.type == "cuda"
         if self._given == len(self._taken) or not _fits(self._taken[self._given], tensor.nbytes, pinned):
-            self._taken[self._given :] = [_pinned(tensor.nbytes) if pinned else _pageable(tensor.nbytes)]
+            del self._taken[self._given :]  # before more is taken
+            self._taken.append(_pinned(tensor.nbytes) if pinned else _pageable(tensor.nbytes))
         memory = self._taken[self._given]
         self._given += 1
         return memory.view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
