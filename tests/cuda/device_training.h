@@ -41,7 +41,8 @@ class DeviceTraining {
   DeviceTraining(Communicator& communicator, Device device, const EngineOptions& options, Stream stream, Delays& delays,
                  const Rule& rule = toy_rule)
       : memory_(toy_units(), communicator, options, device), engine_(toy_units(), communicator, memory_, options),
-        rank_(static_cast<std::size_t>(communicator.rank())), stream_(stream), delays_(delays), rules_{rule} {
+        rank_(static_cast<std::size_t>(rank_in_world(communicator, options.replicas))), stream_(stream),
+        delays_(delays), rules_{rule} {
     Grouping grouping;
     engine_.begin_write();
     for (std::size_t unit = 0; unit < engine_.unit_count(); ++unit) {
@@ -105,6 +106,10 @@ class DeviceTraining {
   Engine& engine() { return engine_; }
 
  private:
+  static int rank_in_world(const Communicator& group, const Communicator* replicas) {
+    return group.rank() + (replicas == nullptr ? 0 : replicas->rank() * group.world_size());
+  }
+
   static constexpr std::size_t root = 0;  ///< it encloses the others
 
   std::size_t params(std::size_t unit) const { return engine_.layout(unit).unit().params.size(); }

@@ -33,9 +33,11 @@ std::unique_ptr<Communicator> make_shared_memory_communicator(const KeyValueStor
 /// `hierarchical`: ranks of several hosts, as many on each. `inside` joins those of this rank's host, `between` those
 /// that have this rank's place in each host; rank = between.rank() * inside.world_size() + inside.rank(). Between hosts
 /// each rank moves its share of the bytes only. Sums are taken inside each host first, in rank order, then in the order
-/// of the hosts: the same bits on every rank and in every run, but not those of other transports. Host memory. An error
-/// on one rank ends the world. Both outlive it; others may use them too.
-std::unique_ptr<Communicator> make_hierarchical_communicator(Communicator& inside, Communicator& between);
+/// of the hosts: the same bits on every rank and in every run, but not those of other transports. An error on one rank
+/// ends the world. Both outlive it; others may use them too. Memory is the host's, or where both are transports of GPUs
+/// that of `device`, of which it takes a share of the largest unit for itself.
+std::unique_ptr<Communicator> make_hierarchical_communicator(Communicator& inside, Communicator& between,
+                                                             Device device = {});
 
 /// What the ranks bring of their own to an NCCL communicator, all of them or none; for those who also use another
 /// binding of NCCL, of the same copy of the library.
