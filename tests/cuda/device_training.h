@@ -91,6 +91,8 @@ class DeviceTraining {
 
   /// Called before the gradients of a unit are given away.
   std::function<void()> before_offer = [] {};
+  /// Whether this rank takes part in the unit's gradient.
+  std::function<bool(std::size_t unit)> takes_part = [](std::size_t) { return true; };
 
   std::vector<std::vector<std::byte>> parameters(Device device) {
     std::vector<std::vector<std::byte>> all;
@@ -133,7 +135,7 @@ class DeviceTraining {
     axpy(0.125F, activations_[unit].floats(), gradient, numel(unit), stream_);
     Gradients pointers;
     for (std::size_t p = 0; p < params(unit) && engine_.layout(unit).unit().trainable; ++p) {
-      const bool has = toy_has_gradient(rank_, step, unit, p);
+      const bool has = takes_part(unit) && toy_has_gradient(rank_, step, unit, p);
       pointers.push_back(has ? gradient + engine_.layout(unit).param(p).begin : nullptr);
     }
     before_offer();

@@ -95,6 +95,23 @@ TEST_F(ReplicasOnGpus, TrainNearlyAsOneGroupDoes) {
   }
 }
 
+TEST_F(ReplicasOnGpus, StepWhatOneGroupAloneHasGradientsOf) {
+  constexpr std::size_t unit = 1;
+  std::vector<Weights> all;
+  std::mutex mutex;
+  const auto body = [&](GpuRank& rank, Communicator& between) {
+    Delays none({});
+    DeviceTraining training(rank.communicator, rank.device, options(3, between), rank.stream.get(), none);
+    training.takes_part = [&](std::size_t of) { return of != unit || between.rank() == 0; };
+    Weights before = training.parameters(rank.device), mine = trained(rank, training);
+    require(mine[unit] != before[unit], "left alone");
+    const std::lock_guard lock(mutex);
+    all.push_back(std::move(mine));
+  };
+  expect_success(run_on_gpus_of_hosts(4, body));
+  for (const Weights& other : all) EXPECT_TRUE(other == all.front());
+}
+
 TEST_F(ReplicasOnGpus, AStepThatAllGiveUpIsRepeated) {
   const auto body = [](GpuRank& rank, Communicator& between) {
     Delays none({});
