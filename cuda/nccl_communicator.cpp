@@ -13,8 +13,9 @@ namespace aliquot {
 
 using namespace std::chrono_literals;
 
-NcclCommunicator::NcclCommunicator(std::unique_ptr<Communicator> control, Device device, const NcclOrigin& origin)
-    : WatchedCommunicator(std::move(control), device), api_(nccl::api()),
+NcclCommunicator::NcclCommunicator(std::unique_ptr<Communicator> control, Device device, const NcclOrigin& origin,
+                                   ControlChannel* channel)
+    : WatchedCommunicator(std::move(control), device, channel), api_(nccl::api()),
       gathers_{nccl::connect(host(), device, origin, nccl::gather_config(), patience()), cuda::Progress(device),
                cuda::Backlog(device)},
       others_{nccl::connect(host(), device, {{}, origin.communicator}, {}, patience()), cuda::Progress(device),
@@ -76,10 +77,10 @@ void NcclCommunicator::await_abort() noexcept {
 }
 
 std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> control, Device device,
-                                                     const NcclOrigin& origin) {
-  WatchedCommunicator::require_one_sided(*control);
+                                                     const NcclOrigin& origin, ControlChannel* channel) {
+  Watch::require_sight(*control, channel);
   nccl::require_own_device(*control, device);
-  return std::make_unique<NcclCommunicator>(std::move(control), device, origin);
+  return std::make_unique<NcclCommunicator>(std::move(control), device, origin, channel);
 }
 
 }  // namespace aliquot

@@ -18,7 +18,8 @@ namespace aliquot {
 /// See make_nccl_communicator.
 class NcclCommunicator final : public WatchedCommunicator {
  public:
-  NcclCommunicator(std::unique_ptr<Communicator> control, Device device, const NcclOrigin& origin);
+  NcclCommunicator(std::unique_ptr<Communicator> control, Device device, const NcclOrigin& origin,
+                   ControlChannel* channel);
   ~NcclCommunicator() override;
 
   std::string_view name() const noexcept override { return "nccl"; }

@@ -1,7 +1,10 @@
 #include "cuda/nccl_connect.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <functional>
 #include <span>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -33,6 +36,14 @@ UniqueId shared_id(Communicator& control, const std::string& brought) {
   return id;
 }
 
+/// Hosts that are played on one machine may share its GPUs: each has one of its own then, for NCCL too (NCCL_HOSTID).
+Uuid of_played_host(Uuid uuid) {
+  const char* const host = std::getenv("ALIQUOT_HOST_ID");
+  const std::size_t mark = host == nullptr ? 0 : std::hash<std::string_view>()(host);
+  for (std::size_t i = 0; i < sizeof mark; ++i) uuid[i] ^= static_cast<std::byte>(mark >> (8 * i));
+  return uuid;
+}
+
 Comm adopted(const Communicator& control, Device device, void* handle) {
   const auto comm = static_cast<Comm>(handle);
   int count = 0, rank = 0, index = 0;
@@ -52,13 +63,13 @@ Comm adopted(const Communicator& control, Device device, void* handle) {
 }  // namespace
 
 void require_own_device(Communicator& control, Device device) {
-  const Uuid mine = cuda::uuid_of(device);
+  const auto name_of = [&](int rank) { return "rank " + std::to_string(control.names().of(rank)); };
+  const Uuid mine = of_played_host(cuda::uuid_of(device));
   const std::vector<Uuid> all = cuda::uuids_of_ranks(control, mine);
   for (std::size_t r = 0; r < all.size(); ++r) {
     if (static_cast<int>(r) == control.rank() || all[r] != mine) continue;
-    throw InvalidArgument("rank " + std::to_string(control.rank()) + " and rank " + std::to_string(r) +
-                          " use the same GPU (cuda:" + std::to_string(device.index) + " of rank " +
-                          std::to_string(control.rank()) +
+    throw InvalidArgument(name_of(control.rank()) + " and " + name_of(static_cast<int>(r)) +
+                          " use the same GPU (cuda:" + std::to_string(device.index) + " of " + name_of(control.rank()) +
                           "); start one rank per GPU, each with the device of its LOCAL_RANK");
   }
 }

@@ -23,8 +23,8 @@ constexpr auto grace = 1s;
 
 }  // namespace
 
-PeerCommunicator::PeerCommunicator(std::unique_ptr<Communicator> control, Device device)
-    : WatchedCommunicator(std::move(control), device) {
+PeerCommunicator::PeerCommunicator(std::unique_ptr<Communicator> control, Device device, ControlChannel* channel)
+    : WatchedCommunicator(std::move(control), device, channel) {
   const int channels = first_of_callers + meeting_channels;
   for (int channel = 0; channel < channels; ++channel) queues_.emplace_back(channel, device);
   world_ = std::make_unique<cuda::PeerWorld>(host(), device, channels);
@@ -122,10 +122,11 @@ void PeerCommunicator::await_abort() noexcept {
   }
 }
 
-std::unique_ptr<Communicator> make_peer_communicator(std::unique_ptr<Communicator> control, Device device) {
-  WatchedCommunicator::require_one_sided(*control);
+std::unique_ptr<Communicator> make_peer_communicator(std::unique_ptr<Communicator> control, Device device,
+                                                     ControlChannel* channel) {
+  Watch::require_sight(*control, channel);
   cuda::require_peer_access(*control, device);
-  return std::make_unique<PeerCommunicator>(std::move(control), device);
+  return std::make_unique<PeerCommunicator>(std::move(control), device, channel);
 }
 
 }  // namespace aliquot

@@ -17,7 +17,7 @@ namespace aliquot {
 /// See make_peer_communicator.
 class PeerCommunicator final : public WatchedCommunicator {
  public:
-  PeerCommunicator(std::unique_ptr<Communicator> control, Device device);
+  PeerCommunicator(std::unique_ptr<Communicator> control, Device device, ControlChannel* channel);
   ~PeerCommunicator() override;
 
   std::string_view name() const noexcept override { return "peer"; }

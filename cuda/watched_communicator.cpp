@@ -25,22 +25,16 @@ void prepare_thread(Device device) {
 
 }  // namespace
 
-WatchedCommunicator::WatchedCommunicator(std::unique_ptr<Communicator> control, Device device)
-    : Communicator(control->rank(), control->world_size(), control->timeout()), control_(std::move(control)),
-      device_(device), creator_(getpid()), watch_(*control_), host_(*control_, watch_, *this) {}
+WatchedCommunicator::WatchedCommunicator(std::unique_ptr<Communicator> control, Device device, ControlChannel* channel)
+    : Communicator(control->rank(), control->world_size(), control->timeout(), control->names()),
+      control_(std::move(control)), channel_(channel), device_(device), creator_(getpid()), watch_(*control_, channel),
+      host_(*control_, watch_, *this) {}
 
 // To destroy a condition variable waits for who waits on it; a fork has inherited the wait, but not the thread.
 WatchedCommunicator::~WatchedCommunicator() {
   if (!in_fork()) return;
   if (watcher_.joinable()) watcher_.detach();
   static_cast<void>(alarm_.release());
-}
-
-void WatchedCommunicator::require_one_sided(const Communicator& control) {
-  if (control.one_sided()) return;
-  throw InvalidArgument(
-      "a transport of GPUs needs a one-sided communicator of the same ranks beside it, such as shared_memory; ranks of "
-      "several hosts can use the transport process_group");
 }
 
 bool WatchedCommunicator::in_fork() const noexcept { return getpid() != creator_; }
@@ -53,7 +47,7 @@ void WatchedCommunicator::begin_watch() {
 std::uint64_t WatchedCommunicator::launch(std::function<void()> work) {
   if (can_launch()) return launcher_->give([this, work = std::move(work)] { end_if_fails(work); });
   failure_.raise();
-  throw InvalidArgument("launch: rank " + std::to_string(rank()) + " has left, or this is a fork of it");
+  throw InvalidArgument("launch: " + named() + " has left, or this is a fork of it");
 }
 
 // In any case the work is over when this returns or throws: it may refer to the caller's stack.
@@ -67,7 +61,7 @@ void WatchedCommunicator::await(std::uint64_t launch) try {
 }
 
 std::string WatchedCommunicator::interrupted() const {
-  return "rank " + std::to_string(rank()) + " was interrupted while it waited for its device";
+  return named() + " was interrupted while it waited for its device";
 }
 
 void WatchedCommunicator::say(std::string_view collective, const Tag& tag, std::uint64_t size, int root) {
@@ -78,8 +72,8 @@ void WatchedCommunicator::say(std::string_view collective, const Tag& tag, std::
 void WatchedCommunicator::require_progress(cuda::Progress& progress, std::string_view what,
                                            cuda::Progress::Clock::duration longest) const {
   if (progress.age() <= longest) return;
-  throw CommunicatorError("rank " + std::to_string(rank()) + ": its device has not got through the " +
-                          std::string(what) + " for " + std::to_string(timeout().count()) +
+  throw CommunicatorError(named() + ": its device has not got through the " + std::string(what) + " for " +
+                          std::to_string(timeout().count()) +
                           " ms (the communicator's timeout), though no rank is behind. If the work on the stream " +
                           "takes that long, give a longer timeout");
 }
@@ -101,15 +95,26 @@ void WatchedCommunicator::require_intact() {
 }
 
 void WatchedCommunicator::abort(std::string_view reason) noexcept {
-  control_->abort(reason);
+  tell(reason);
   fails([this] { control_->require_intact(); });
+}
+
+// The channel joins more ranks: those of other hosts, who may wait for this one by way of others.
+void WatchedCommunicator::tell(std::string_view reason) noexcept {
+  control_->abort(reason);
+  if (channel_ != nullptr) channel_->announce(reason);
 }
 
 void WatchedCommunicator::watch(const std::stop_token& stop) noexcept {
   prepare_thread(device_);
   const auto look = [this] {
     watch_.look();
-    look_at_device();
+    try {
+      look_at_device();
+    } catch (const Error&) {
+      watch_.look_for_lost();
+      throw;
+    }
   };
   std::unique_lock lock(alarm_->mutex);
   while (!stop.stop_requested()) {
@@ -134,13 +139,13 @@ bool WatchedCommunicator::fails(const std::function<void()>& check) noexcept {
 // Told to the peers before the device's waits end, so that what they meet first is the reason.
 void WatchedCommunicator::end(std::string_view text) noexcept {
   failure_.record(-1, text);
-  control_->abort(text);
+  tell(text);
   abort_device();
 }
 
 void WatchedCommunicator::leave() noexcept {
   if (in_fork() || left_.exchange(true)) return;
-  if (!drain()) control_->abort("it left before its collectives were done");
+  if (!drain()) tell("it left before its collectives were done");
   launcher_.reset();  // while there is still someone who gets it out if it is stuck
   watch_.leave();
   watcher_.request_stop();

@@ -33,9 +33,6 @@ class WatchedCommunicator : public Communicator {
  public:
   ~WatchedCommunicator() override;
 
-  /// What a maker of one begins with. \throws InvalidArgument unless `control` is one-sided
-  static void require_one_sided(const Communicator& control);
-
   bool one_sided() const noexcept override { return false; }
   Communicator& host() noexcept override { return host_; }
   void barrier(const Tag& tag) override { host_.barrier(tag); }
@@ -46,8 +43,9 @@ class WatchedCommunicator : public Communicator {
   void leave() noexcept override;
 
  protected:
-  /// \param control  one-sided
-  WatchedCommunicator(std::unique_ptr<Communicator> control, Device device);
+  /// \param control  what ranks call on the host goes through it
+  /// \param channel  what ends the world is told there too, if there is one; see also Watch
+  WatchedCommunicator(std::unique_ptr<Communicator> control, Device device, ControlChannel* channel);
 
   /// What a constructor ends with: from here on a thread calls the four functions that follow, and another one launches
   /// work. A destructor begins with leave(), after which neither does anything.
@@ -80,8 +78,10 @@ class WatchedCommunicator : public Communicator {
     try {
       act();
     } catch (const Error& error) {
-      failure_.raise();  // what an abort leads to is not its reason
-      end("rank " + std::to_string(rank()) + ": " + error.what());
+      failure_.raise();  // what an abort or a lost rank leads to is not its reason
+      fails([this] { watch_.look_for_lost(); });
+      end(named() + ": " + error.what());
+      failure_.raise_if_lost();
       throw;
     } catch (...) {
       end(interrupted());
@@ -99,14 +99,18 @@ class WatchedCommunicator : public Communicator {
   void watch(const std::stop_token& stop) noexcept;
   /// Remembers what `check` throws, and says whether it did.
   bool fails(const std::function<void()>& check) noexcept;
+  /// Says to all ranks why the world ends.
+  void tell(std::string_view reason) noexcept;
   /// Ends the world for all ranks, and what runs on the device; `text` is the reason unless there was one already.
   void end(std::string_view text) noexcept;
   bool drain() noexcept;
   /// Not before begin_watch(), after leave(), or in a fork.
   bool can_launch() const noexcept { return launcher_ != nullptr && !in_fork(); }
   std::string interrupted() const;
+  std::string named() const { return "rank " + std::to_string(names().of(rank())); }
 
   std::unique_ptr<Communicator> control_;
+  ControlChannel* channel_;
   Device device_;
   pid_t creator_;
   Failure failure_{};

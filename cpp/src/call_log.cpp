@@ -1,5 +1,6 @@
 #include "call_log.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -33,10 +34,22 @@ void CallLog::add(const Envelope& call) noexcept {
   std::memcpy(words.data(), &numbered, bytes_that_count);
   const std::uint64_t before = last == 0 ? 0xcbf29ce484222325u : words_[(last - 1) % depth].back();
   words.back() = mixed(before, std::span(words).first(words_of_call));
+  write(last + 1, words);
+}
 
-  store(begun_, last + 1);
-  for (std::size_t i = 0; i < words.size(); ++i) store(words_[last % depth][i], words[i]);
-  store(size_, last + 1);
+void CallLog::put(const CallRecord& record) noexcept {
+  const std::uint64_t number = record.call.sequence;
+  if (number == 0 || number + depth <= size_) return;
+  Words words{};
+  std::memcpy(words.data(), &record.call, bytes_that_count);
+  words.back() = record.digest;
+  write(number, words);
+}
+
+void CallLog::write(std::uint64_t number, const Words& words) noexcept {
+  store(begun_, std::max(begun_, number));
+  for (std::size_t i = 0; i < words.size(); ++i) store(words_[(number - 1) % depth][i], words[i]);
+  store(size_, std::max(size_, number));
 }
 
 std::uint64_t CallLog::size() const noexcept { return load(size_); }
@@ -50,6 +63,7 @@ std::optional<CallRecord> CallLog::find(std::uint64_t number) const noexcept {
   CallRecord record{};
   std::memcpy(&record.call, words.data(), bytes_that_count);
   record.digest = words.back();
+  if (record.call.sequence != number) return {};
   return record;
 }
 

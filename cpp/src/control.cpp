@@ -39,6 +39,10 @@ std::vector<std::string> ControlChannel::all_gather(const std::string& name, std
                                                     std::chrono::milliseconds timeout) {
   return impl_->all_gather(name, payload, timeout);
 }
+std::shared_ptr<void> ControlChannel::listen(const std::string& name, Listener listener) {
+  return impl_->listen(name, std::move(listener));
+}
+void ControlChannel::tell(int to, const std::string& name, std::string_view text) { impl_->tell(to, name, text); }
 void ControlChannel::announce(std::string_view reason) noexcept { impl_->announce(reason); }
 void ControlChannel::leave() noexcept { impl_->leave(); }
 void ControlChannel::advance() noexcept { ++impl_->steps; }

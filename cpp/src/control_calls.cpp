@@ -5,6 +5,7 @@
 
 #include "aliquot/error.h"
 #include "control_impl.h"
+#include "rank.h"
 
 namespace aliquot {
 namespace {
@@ -77,6 +78,25 @@ void ControlChannel::Impl::explain(const Gathering& failed) const {
   if (failed.refusal) failed.refusal->raise();
   require_usable();
   throw PeerLost(0, "rank 0 has left (it ended in good order), and with it the control channel");
+}
+
+std::shared_ptr<void> ControlChannel::Impl::listen(const std::string& name, Listener listener) {
+  const std::lock_guard adding(listeners_->mutex);
+  const auto place = listeners_->by_name.emplace(name, std::move(listener));
+  return {&*place, [listeners = listeners_, place, creator = creator](void*) {
+            if (getpid() != creator) return;  // as for handlers
+            const std::lock_guard forgetting(listeners->mutex);
+            listeners->by_name.erase(place);
+          }};
+}
+
+void ControlChannel::Impl::tell(int to, const std::string& name, std::string_view text) {
+  require_rank(to, world_size);
+  if (getpid() != creator) return;
+  const Lock lock(mutex_);
+  if (left_) return;
+  send_to(0, make_frame(Kind::told, static_cast<std::uint64_t>(to), name, text));
+  wake_.wake();
 }
 
 void ControlChannel::Impl::announce(std::string_view reason) noexcept try {

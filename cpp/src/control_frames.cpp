@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <utility>
 
 #include "aliquot/error.h"
 #include "control_impl.h"
@@ -34,6 +35,11 @@ void ControlChannel::Impl::take(int from, const Frame& frame) {
     case Kind::count: return on_count();
     case Kind::counted: return on_counted(from, body.number());
     case Kind::stop_at: stop_at_ = body.number(); return;
+    case Kind::told: {
+      const int other = next_rank();
+      std::string name = body.text();
+      return on_told(from, other, std::move(name), body.text());
+    }
   }
 }
 
@@ -92,6 +98,11 @@ void ControlChannel::Impl::on_count() {
 
 void ControlChannel::Impl::on_counted(int from, std::uint64_t calls) {
   if (const auto answer = vote_.count(from, calls)) tell_all(make_frame(Kind::stop_at, *answer));
+}
+
+void ControlChannel::Impl::on_told(int from, int other, std::string name, std::string text) {
+  if (rank == 0 && other != 0) return send_to(other, make_frame(Kind::told, wide(from), name, text));
+  told_.push_back({rank == 0 ? from : other, std::move(name), std::move(text)});
 }
 
 void ControlChannel::Impl::send_to(int to, const Frame& frame) {

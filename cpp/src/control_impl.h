@@ -28,6 +28,12 @@ struct FaultHandlers {
   bool told = false;
 };
 
+/// Who wants to hear what under a name. Outlives the channel as handlers do.
+struct Listeners {
+  std::mutex mutex;
+  std::multimap<std::string, ControlChannel::Listener> by_name;
+};
+
 /// One mutex guards everything that is not atomic. Ranks say everything to rank 0, which tells the others; rank 0 says
 /// it to itself, without a connection. Functions that begin with "on_" are about a frame of that kind.
 class ControlChannel::Impl {
@@ -44,6 +50,8 @@ class ControlChannel::Impl {
   std::shared_ptr<void> on_fault(FaultHandler handler);
   std::vector<std::string> all_gather(const std::string& name, std::string_view payload,
                                       std::chrono::milliseconds timeout);
+  std::shared_ptr<void> listen(const std::string& name, Listener listener);
+  void tell(int to, const std::string& name, std::string_view text);
   void announce(std::string_view reason) noexcept;
   void leave() noexcept;
   std::vector<std::uint64_t> progress() const;
@@ -72,6 +80,10 @@ class ControlChannel::Impl {
     std::uint64_t progress = 0;
     bool left = false;
   };
+  struct Told {
+    int from;
+    std::string name, text;
+  };
   struct Gathering {
     Rounds::Parts parts;
     std::optional<Fault> refusal;
@@ -95,6 +107,7 @@ class ControlChannel::Impl {
   void beat();
   void flush();
   void tell_handlers();
+  void tell_listeners();
 
   // What is said: control_frames.cpp
   void take(int from, const Frame& frame);
@@ -106,6 +119,7 @@ class ControlChannel::Impl {
   void on_stop();
   void on_count();
   void on_counted(int from, std::uint64_t calls);
+  void on_told(int from, int other, std::string name, std::string text);
   void send_to(int to, const Frame& frame);
   void tell_all(const Frame& frame);
   void refuse(const std::vector<std::pair<std::string, Rounds::Round>>& rounds, int lost, const std::string& how);
@@ -131,6 +145,8 @@ class ControlChannel::Impl {
   mutable std::condition_variable changed_;
   WakeUp wake_;
   std::shared_ptr<FaultHandlers> handlers_ = std::make_shared<FaultHandlers>();
+  std::shared_ptr<Listeners> listeners_ = std::make_shared<Listeners>();
+  std::vector<Told> told_;  ///< and not heard yet
   std::vector<Peer> peers_;
   std::unique_ptr<Doorman> doorman_;
   Heartbeats heartbeats_;

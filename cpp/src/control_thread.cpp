@@ -23,6 +23,7 @@ void ControlChannel::Impl::run() {
     changed_.notify_all();
     lock.unlock();
     tell_handlers();
+    tell_listeners();
     lock.lock();
   }
 }
@@ -147,6 +148,19 @@ void ControlChannel::Impl::tell_handlers() {
   const Watchdog watchdog(longest_end,
                           "the end of rank " + std::to_string(rank) + "'s communicator (" + fault.text + ")");
   for (const FaultHandler& handler : handlers_->list) handler(fault.lost, fault.text);
+}
+
+void ControlChannel::Impl::tell_listeners() {
+  std::vector<Told> told;
+  {
+    const Lock lock(mutex_);
+    told.swap(told_);
+  }
+  const std::lock_guard telling(listeners_->mutex);
+  for (const auto& [from, name, text] : told) {
+    const auto [first, last] = listeners_->by_name.equal_range(name);
+    for (auto listener = first; listener != last; ++listener) listener->second(from, text);
+  }
 }
 
 }  // namespace aliquot

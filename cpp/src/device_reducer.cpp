@@ -22,10 +22,27 @@ std::vector<std::size_t> units_that_train(const ShardStore& store) {
   return units;
 }
 
-std::size_t largest_unit(const ShardStore& store) {
-  std::size_t largest = 0;
-  for (const std::size_t unit : units_that_train(store)) largest = std::max(largest, store.layout(unit).bytes());
-  return largest;
+/// Of outboxes. What hosts add up first travels on as fp32.
+DType box_dtype(const Layout& layout, const Communicator& communicator) {
+  return communicator.sums_inside() ? DType::fp32 : layout.unit().dtype;
+}
+
+struct BoxBytes {
+  std::size_t out = 0, in = 0;
+};
+
+BoxBytes box_bytes(const ShardStore& store, const Communicator& communicator, const Communicator* replicas) {
+  BoxBytes bytes;
+  std::size_t largest_sum = 0;
+  for (const std::size_t unit : units_that_train(store)) {
+    const Layout& layout = store.layout(unit);
+    const std::size_t of_shard = layout.shard_numel() * size_of(box_dtype(layout, communicator));
+    bytes.out = std::max(bytes.out, of_shard * static_cast<std::size_t>(layout.world_size()));
+    largest_sum = std::max(largest_sum, layout.shard_numel() * sizeof(float));
+  }
+  if (communicator.sums_inside() || replicas != nullptr) bytes.in = largest_sum;
+  if (!communicator.maps_peers() && !communicator.sums_inside()) bytes.in = std::max(bytes.in, bytes.out);
+  return bytes;
 }
 
 cuda::ReportShape shape_of(const ShardStore& store) {
@@ -39,25 +56,28 @@ cuda::ReportShape shape_of(const ShardStore& store) {
 
 }  // namespace
 
-std::size_t DeviceReducer::planned_bytes(const ShardStore& store, const Communicator& communicator) {
-  const std::size_t boxes = communicator.maps_peers() ? 2 : 3;
-  return boxes * DeviceArena::planned(largest_unit(store)) + DeviceArena::planned(cuda::reduce_workspace_bytes()) +
-         DeviceArena::planned(shape_of(store).bytes()) + DeviceArena::planned(sizeof(float));
+std::size_t DeviceReducer::planned_bytes(const ShardStore& store, const Communicator& communicator,
+                                         const Communicator* replicas) {
+  const BoxBytes boxes = box_bytes(store, communicator, replicas);
+  return 2 * DeviceArena::planned(boxes.out) + DeviceArena::planned(boxes.in) +
+         DeviceArena::planned(cuda::reduce_workspace_bytes()) + DeviceArena::planned(shape_of(store).bytes()) +
+         DeviceArena::planned(sizeof(float));
 }
 
-DeviceReducer::DeviceReducer(ShardStore& store, Communicator& communicator, MemoryResource& memory)
+DeviceReducer::DeviceReducer(ShardStore& store, Communicator& communicator, MemoryResource& memory,
+                             const Communicator* replicas)
     : store_(store), communicator_(communicator), device_(memory.device()), units_(store.unit_count()),
       order_(units_that_train(store)), operation_(operation_of(communicator.enlist())), shape_(shape_of(store)),
       stream_(device_, Priority::high), reduced_(device_), followed_(device_) {
-  const std::size_t largest = largest_unit(store);
+  const BoxBytes boxes = box_bytes(store, communicator, replicas);
   std::size_t params = 0;
   for (std::size_t unit = 0; unit < units_.size(); ++unit) {
     units_[unit].first_param = params;
     units_[unit].present.resize(store.layout(unit).unit().params.size());
     params += units_[unit].present.size();
   }
-  for (Outbox& outbox : outboxes_) outbox = {Buffer(memory, largest), Event(device_), Event(device_), 0};
-  if (!communicator.maps_peers()) inbox_ = Buffer(memory, largest);
+  for (Outbox& outbox : outboxes_) outbox = {Buffer(memory, boxes.out), Event(device_), Event(device_), 0};
+  inbox_ = Buffer(memory, boxes.in);
   workspace_ = Buffer(memory, cuda::reduce_workspace_bytes());
   report_ = Buffer(memory, shape_.bytes());
   factor_ = Buffer(memory, sizeof(float));
@@ -121,7 +141,7 @@ void DeviceReducer::pack(std::size_t unit, const Gradients& gradients, Outbox& o
   for (const void* gradient : gradients) sources.push_back({gradient, layout.unit().dtype});
   {
     const TimedScope timed(timeline_, Activity::pack, Hold::work, layout.unit().name, layout.bytes(), stream);
-    cuda::pack(layout, sources, outbox.memory.data(), layout.unit().dtype, present_of(unit), stream);
+    cuda::pack(layout, sources, outbox.memory.data(), box_dtype(layout, communicator_), present_of(unit), stream);
   }
   outbox.packed.record(stream);
 }
@@ -133,7 +153,9 @@ void DeviceReducer::send(std::size_t unit, Outbox& outbox) {
                 .accumulate = units_[unit].empty ? Accumulate::no : Accumulate::yes,
                 .timeline = timeline_};
   if (!communicator_.maps_peers()) {
-    outbox.launch = communicator_.launch([=, this, &outbox] { reduce_by_exchange(sum, outbox); });
+    outbox.launch = communicator_.launch([=, this, &outbox] {
+      communicator_.sums_inside() ? reduce_by_scatter(sum, outbox) : reduce_by_exchange(sum, outbox);
+    });
     return;
   }
   Outbox& before = outboxes_[(next_outbox_ + 1) % outboxes_.size()];
@@ -154,8 +176,21 @@ void DeviceReducer::reduce_by_exchange(const Sum& sum, Outbox& outbox) {
     const Buffer& box = rank == communicator_.rank() ? outbox.memory : inbox_;
     parts.push_back(box.data() + piece * static_cast<std::size_t>(rank));
   }
-  add(sum, parts);
+  add(sum, parts, layout.unit().dtype);
   outbox.sent.record(stream);
+}
+
+void DeviceReducer::reduce_by_scatter(const Sum& sum, Outbox& outbox) {
+  const Layout& layout = store_.layout(sum.unit);
+  const Stream stream = stream_.get();
+  outbox.packed.block(stream);
+  const TimedScope timed(sum.timeline, Activity::reduce, Hold::none, layout.unit().name, layout.bytes(), stream);
+  auto* const sums = reinterpret_cast<float*>(inbox_.data());
+  communicator_.reduce_scatter({operation_, layout.unit().name}, reinterpret_cast<const float*>(outbox.memory.data()),
+                               {sums, layout.shard_numel()}, stream);
+  outbox.sent.record(stream);
+  const void* const parts[] = {sums};
+  add(sum, parts, DType::fp32);
 }
 
 // When the ranks meet, all outboxes of this unit are packed, and those of the unit before have been read.
@@ -171,15 +206,38 @@ void DeviceReducer::reduce_from_peers(const Sum& sum, Outbox& outbox, Outbox& be
   for (int rank = 0; rank < communicator_.world_size(); ++rank) {
     parts.push_back(communicator_.peer(rank, outbox.memory.data() + place));
   }
-  add(sum, parts);
+  add(sum, parts, layout.unit().dtype);
 }
 
-void DeviceReducer::add(const Sum& sum, std::span<const void* const> parts) {
+void DeviceReducer::add(const Sum& sum, std::span<const void* const> parts, DType dtype) {
   const Layout& layout = store_.layout(sum.unit);
   const float factor = 1.0F / static_cast<float>(communicator_.world_size());
   const auto reduce = communicator_.maps_peers() && parts.size() > 1 ? cuda::pull_and_reduce : cuda::reduce;
-  reduce(parts, layout.unit().dtype, factor, sum.result, store_.gradient_dtype(sum.unit), layout.shard_numel(),
-         sum.accumulate, statistics_of(sum.unit), workspace_.data(), stream_.get());
+  reduce(parts, dtype, factor, sum.result, store_.gradient_dtype(sum.unit), layout.shard_numel(), sum.accumulate,
+         statistics_of(sum.unit), workspace_.data(), stream_.get());
+}
+
+// docs/design.md, "Replicas". The inbox is free between reductions.
+void DeviceReducer::average(std::size_t unit, Communicator& replicas, const Tag& tag) {
+  void* const mean = store_.own_bytes(unit, Role::grad).data();
+  const DType dtype = store_.gradient_dtype(unit);
+  communicator_.launch([=, this, &replicas, operation = std::string(tag.operation), timeline = timeline_] {
+    const Layout& layout = store_.layout(unit);
+    const std::span<float> sums(reinterpret_cast<float*>(inbox_.data()), layout.shard_numel());
+    const Stream stream = stream_.get();
+    const TimedScope timed(timeline, Activity::reduce, Hold::none, layout.unit().name, sums.size_bytes(), stream);
+    cuda::cast(mean, dtype, sums.data(), DType::fp32, sums.size(), stream);
+    replicas.all_reduce({operation, layout.unit().name}, sums, stream);
+    const void* const parts[] = {sums.data()};
+    cuda::reduce(parts, DType::fp32, 1.0F / static_cast<float>(replicas.world_size()), mean, dtype, sums.size(),
+                 Accumulate::no, statistics_of(unit), workspace_.data(), stream);
+  });
+}
+
+void DeviceReducer::note_present(std::size_t unit, std::size_t param, Stream stream) {
+  if (units_.at(unit).present.at(param)) return;
+  units_[unit].present[param] = true;
+  fill_async(present_of(unit) + param, 1, 1, stream);
 }
 
 void DeviceReducer::profile(Timeline* timeline) {

@@ -24,7 +24,8 @@ namespace aliquot {
 /// report says on the device what gradient_report.h says on the host.
 class DeviceReducer {
  public:
-  DeviceReducer(ShardStore& store, Communicator& communicator, MemoryResource& memory);
+  /// \param replicas  null, or a transport of GPUs between those that hold the same shards (EngineOptions::replicas)
+  DeviceReducer(ShardStore& store, Communicator& communicator, MemoryResource& memory, const Communicator* replicas);
   /// The host waits for what is under way.
   ~DeviceReducer();
 
@@ -49,6 +50,12 @@ class DeviceReducer {
   bool present(std::size_t unit, std::size_t param) const { return units_.at(unit).present.at(param); }
   bool empty(std::size_t unit) const { return units_.at(unit).empty; }
 
+  /// See Reducer. Every unit that trains is reduced in every micro-step.
+  bool unaveraged(std::size_t unit) const { return store_.holds(unit, Role::grad); }
+  /// See Reducer. await_sums() comes behind.
+  void average(std::size_t unit, Communicator& replicas, const Tag& tag);
+  void note_present(std::size_t unit, std::size_t param, Stream stream);
+
   const cuda::ReportShape& report_shape() const { return shape_; }
   /// This rank's report, on the device, current on `stream`.
   std::span<const std::byte> report(Stream stream);
@@ -68,7 +75,8 @@ class DeviceReducer {
   void profile(Timeline* timeline);
 
   /// What one with this store takes of a DeviceArena.
-  static std::size_t planned_bytes(const ShardStore& store, const Communicator& communicator);
+  static std::size_t planned_bytes(const ShardStore& store, const Communicator& communicator,
+                                   const Communicator* replicas);
 
   std::size_t outbox_bytes() const {
     return outboxes_[0].memory.bytes() + outboxes_[1].memory.bytes() + inbox_.bytes();
@@ -102,8 +110,9 @@ class DeviceReducer {
   void pack(std::size_t unit, const Gradients& gradients, Outbox& outbox, Stream stream);
   void send(std::size_t unit, Outbox& outbox);
   void reduce_by_exchange(const Sum& sum, Outbox& outbox);
+  void reduce_by_scatter(const Sum& sum, Outbox& outbox);
   void reduce_from_peers(const Sum& sum, Outbox& outbox, Outbox& before);
-  void add(const Sum& sum, std::span<const void* const> parts);
+  void add(const Sum& sum, std::span<const void* const> parts, DType dtype);
   void measure(Stream stream);
   void scale_bytes(std::size_t unit, std::span<std::byte> gradients, Stream stream) const;
   cuda::DeviceStatistics* statistics_of(std::size_t unit) const;

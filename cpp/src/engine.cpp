@@ -35,13 +35,10 @@ Engine::Engine(std::vector<UnitSpec> units, Communicator& communicator, MemoryRe
   if (on_cpu(memory)) {
     reducer_ = std::make_unique<Reducer>(store_, communicator, memory);
   } else {
-    reducer_ = std::make_unique<DeviceReducer>(store_, communicator, memory);
+    reducer_ = std::make_unique<DeviceReducer>(store_, communicator, memory, options.replicas);
     if (options.hide_step && options.stage.shards_parameters()) hidden_ = std::make_unique<HiddenStep>(memory.device());
   }
-  if (options.replicas != nullptr) {
-    if (!on_cpu(memory)) throw InvalidArgument("replicas on GPUs are not there yet: shard over all ranks");
-    replicas_ = std::make_unique<Replicas>(store_, *options.replicas);
-  }
+  if (options.replicas != nullptr) replicas_ = std::make_unique<Replicas>(store_, *options.replicas);
 }
 
 Engine::~Engine() = default;
@@ -97,7 +94,7 @@ void Engine::finish_backward(const Left& left, Stream stream) {
   leave_backward(stream);
   await_update(stream);
   with(reducer_, [&](auto& reducer) { reducer.finish(left, stream); });
-  if (replicas_) replicas_->average(*std::get<std::unique_ptr<Reducer>>(reducer_), counts_.steps);
+  if (replicas_) with(reducer_, [&](auto& reducer) { replicas_->average(reducer, stream); });
   share_gradients(stream);
 }
 
@@ -179,7 +176,7 @@ void Engine::reset(Stream stream) {
   graph_.assign(graph_.size(), false);
   held_.assign(held_.size(), false);
   in_backward_.assign(in_backward_.size(), false);
-  if (replicas_) replicas_->give_up(counts_.steps);
+  if (replicas_) replicas_->give_up();
 }
 
 void Engine::begin_write() {

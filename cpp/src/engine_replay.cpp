@@ -5,6 +5,7 @@
 #include "device_optimizer.h"
 #include "device_reducer.h"
 #include "hidden_step.h"
+#include "replicas.h"
 
 // docs/design.md, "Steps in a graph".
 namespace aliquot {
@@ -13,6 +14,7 @@ void Engine::require_replayable() const {
   if (!communicator_.maps_peers()) {
     throw InvalidArgument("steps in a graph need the transport peer, not " + std::string(communicator_.name()));
   }
+  if (replicas_) throw InvalidArgument("steps in a graph need all ranks in one group: shard without replicas");
   require_groups("a graph");
   if (timeline_ != nullptr) throw InvalidArgument("a graph can't be captured while the model is profiled");
 }

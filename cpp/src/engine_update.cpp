@@ -8,6 +8,7 @@
 #include "device_reducer.h"
 #include "engine_rooms.h"
 #include "hidden_step.h"
+#include "replicas.h"
 #include "stopwatch.h"
 
 // Optimizers: the engine's own, and those of somebody else's; the loss scale.
@@ -66,6 +67,7 @@ std::vector<Engine::Part> Engine::gradients_to_step(std::size_t unit) const {
 }
 
 void Engine::end_graphs(Stream stream) {
+  if (replicas_) replicas_->count_step();
   release_held(stream);
   graph_.assign(graph_.size(), false);
   gatherer_.finish_reads(stream);

@@ -33,4 +33,8 @@ void Failure::raise() const {
   throw CommunicatorError(message);
 }
 
+void Failure::raise_if_lost() const {
+  if (happened() && lost_rank >= 0) raise();
+}
+
 }  // namespace aliquot

@@ -19,6 +19,8 @@ struct alignas(64) Failure {
   bool happened() const noexcept;
   /// Throws what was recorded, if anything was: PeerLost or CommunicatorError.
   void raise() const;
+  /// Only PeerLost.
+  void raise_if_lost() const;
 };
 
 }  // namespace aliquot

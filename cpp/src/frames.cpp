@@ -46,7 +46,7 @@ std::optional<Frame> FrameReader::next() {
   if (rest.size() < head_bytes) return {};
   const std::uint64_t length = number_in(rest.substr(0, length_bytes));
   const auto kind = static_cast<unsigned char>(rest[length_bytes]);
-  if (length > longest_ || kind > static_cast<unsigned char>(Kind::stop_at)) {
+  if (length > longest_ || kind > static_cast<unsigned char>(Kind::told)) {
     throw CommunicatorError("what came is no frame: kind " + std::to_string(kind) + ", " + std::to_string(length) +
                             " bytes, of " + std::to_string(longest_) + " at most");
   }

@@ -24,6 +24,7 @@ enum class Kind : std::uint8_t {
   count,      ///< rank 0 asks how often should_stop was called
   counted,    ///< number
   stop_at,    ///< number
+  told,       ///< whom it is for, name, text: to rank 0; from it, who says so
 };
 
 /// Bytes of the body of a frame between ranks: a payload and what is around it.

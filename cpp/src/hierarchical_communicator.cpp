@@ -1,35 +1,57 @@
 #include "hierarchical_communicator.h"
 
 #include <algorithm>
+#include <cstring>
 #include <exception>
 #include <string>
 
 #include "aliquot/error.h"
+#include "aliquot/streams.h"
 #include "aliquot/transports.h"
 #include "rank.h"
 
 namespace aliquot {
 namespace {
 
+constexpr std::size_t longest_piece = std::size_t{64} << 20;
+
+// Copies of the host's memory must not wait for what a device was given.
+void copy(Device device, void* to, const void* from, std::size_t bytes, Stream stream) {
+  if (device.type != Device::Type::cpu) return copy_async(to, from, bytes, stream);
+  if (bytes != 0) std::memcpy(to, from, bytes);
+}
+
 /// Pieces in the order [a][b] into the order [b][a].
-void transpose(const std::byte* from, std::size_t a_count, std::size_t b_count, std::size_t bytes, std::byte* to) {
+void transpose(Device device, const std::byte* from, std::size_t a_count, std::size_t b_count, std::size_t bytes,
+               std::byte* to, Stream stream) {
   for (std::size_t a = 0; a < a_count; ++a) {
     for (std::size_t b = 0; b < b_count; ++b) {
-      std::copy_n(from + (a * b_count + b) * bytes, bytes, to + (b * a_count + a) * bytes);
+      copy(device, to + (b * a_count + a) * bytes, from + (a * b_count + b) * bytes, bytes, stream);
     }
   }
 }
 
+float* floats(std::byte* bytes) { return reinterpret_cast<float*>(bytes); }
+
 }  // namespace
 
-HierarchicalCommunicator::HierarchicalCommunicator(Communicator& inside, Communicator& between)
+HierarchicalCommunicator::HierarchicalCommunicator(Communicator& inside, Communicator& between, Device device)
+    : HierarchicalCommunicator(inside, between, between, device) {
+  if (device.type == Device::Type::cpu) return;
+  host_.reset(new HierarchicalCommunicator(inside.host(), between.host(), between, {}));
+}
+
+HierarchicalCommunicator::HierarchicalCommunicator(Communicator& inside, Communicator& between, Communicator& launching,
+                                                   Device device)
     : Communicator(between.rank() * inside.world_size() + inside.rank(), between.world_size() * inside.world_size(),
                    between.timeout()),
-      inside_(inside), between_(between) {}
+      inside_(inside), between_(between), launching_(launching), device_(device), of_gathers_(device),
+      of_sums_(device) {}
 
 // Ranks that disagree find out inside a host or between two, and only those; the others would wait for them. Of a rank
 // that is lost all hear without that.
 void HierarchicalCommunicator::end_world_on_error(const std::invocable auto& call) {
+  launching_.await(every_launch);
   try {
     call();
   } catch (const PeerLost&) {
@@ -44,52 +66,70 @@ void HierarchicalCommunicator::end_world_on_error(const std::invocable auto& cal
 void HierarchicalCommunicator::all_gather(const Tag& tag, std::span<const std::byte> part, std::byte* whole,
                                           Stream stream) {
   end_world_on_error([&] {
-    std::vector<std::byte> of_hosts(hosts() * part.size());
-    between_.all_gather(tag, part, of_hosts.data(), stream);
-    for (std::size_t host = 0; host < hosts(); ++host) {
-      const std::span<const std::byte> share(of_hosts.data() + host * part.size(), part.size());
-      inside_.all_gather(tag, share, whole + host * here() * part.size(), stream);
-    }
+    of_gathers_.lend(hosts() * part.size(), stream, [&](std::byte* of_hosts) {
+      between_.all_gather(tag, part, of_hosts, stream);
+      for (std::size_t host = 0; host < hosts(); ++host) {
+        inside_.all_gather(tag, {of_hosts + host * part.size(), part.size()}, whole + host * here() * part.size(),
+                           stream);
+      }
+    });
   });
 }
 
 void HierarchicalCommunicator::reduce_scatter(const Tag& tag, const float* whole, std::span<float> part,
                                               Stream stream) {
   end_world_on_error([&] {
-    std::vector<float> for_hosts(hosts() * part.size());
-    for (std::size_t host = 0; host < hosts(); ++host) {
-      const std::span<float> share(for_hosts.data() + host * part.size(), part.size());
-      inside_.reduce_scatter(tag, whole + host * here() * part.size(), share, stream);
-    }
-    between_.reduce_scatter(tag, for_hosts.data(), part, stream);
+    of_sums_.lend(hosts() * part.size_bytes(), stream, [&](std::byte* for_hosts) {
+      for (std::size_t host = 0; host < hosts(); ++host) {
+        inside_.reduce_scatter(tag, whole + host * here() * part.size(),
+                               {floats(for_hosts) + host * part.size(), part.size()}, stream);
+      }
+      between_.reduce_scatter(tag, floats(for_hosts), part, stream);
+    });
   });
 }
 
+// Padded, with whatever is there, so that each rank has a share.
 void HierarchicalCommunicator::all_reduce(const Tag& tag, std::span<float> data, Stream stream) {
+  const std::size_t count = (data.size() + here() - 1) / here();
   end_world_on_error([&] {
-    std::vector<float> share((data.size() + here() - 1) / here());
-    std::vector<float> whole(share.size() * here());
-    std::ranges::copy(data, whole.begin());
-    inside_.reduce_scatter(tag, whole.data(), share, stream);
-    between_.all_reduce(tag, share, stream);
-    inside_.all_gather(tag, std::as_bytes(std::span(share)), reinterpret_cast<std::byte*>(whole.data()), stream);
-    std::copy_n(whole.begin(), data.size(), data.begin());
+    of_sums_.lend((here() + 1) * count * sizeof(float), stream, [&](std::byte* memory) {
+      float* const whole = floats(memory);
+      const std::span<float> share(whole + here() * count, count);
+      copy(device_, whole, data.data(), data.size_bytes(), stream);
+      inside_.reduce_scatter(tag, whole, share, stream);
+      between_.all_reduce(tag, share, stream);
+      inside_.all_gather(tag, std::as_bytes(share), memory, stream);
+      copy(device_, data.data(), whole, data.size_bytes(), stream);
+    });
+  });
+}
+
+// A piece at a time, for it may be a whole model's: nothing else is as large as what the scratch must hold then.
+void HierarchicalCommunicator::broadcast(const Tag& tag, std::span<std::byte> data, int root, Stream stream) {
+  require_rank(root, world_size());
+  end_world_on_error([&] {
+    std::size_t begin = 0;
+    do {
+      const std::size_t bytes = std::min(longest_piece, data.size() - begin);
+      broadcast_piece(tag, data.subspan(begin, bytes), root, stream);
+      begin += bytes;
+    } while (begin < data.size());
   });
 }
 
 // Each rank of the root's host takes its share to the other hosts.
-void HierarchicalCommunicator::broadcast(const Tag& tag, std::span<std::byte> data, int root, Stream stream) {
-  require_rank(root, world_size());
-  end_world_on_error([&] {
-    const int host = root / inside_.world_size(), place = root % inside_.world_size();
-    if (host == between_.rank()) inside_.broadcast(tag, data, place, stream);
-    std::vector<std::byte> share((data.size() + here() - 1) / here());
-    std::vector<std::byte> whole(share.size() * here());
-    std::ranges::copy(data, whole.begin());
-    std::copy_n(whole.begin() + inside_.rank() * std::ssize(share), share.size(), share.begin());
+void HierarchicalCommunicator::broadcast_piece(const Tag& tag, std::span<std::byte> data, int root, Stream stream) {
+  const int host = root / inside_.world_size(), place = root % inside_.world_size();
+  const std::size_t bytes = (data.size() + here() - 1) / here();
+  if (host == between_.rank()) inside_.broadcast(tag, data, place, stream);
+  of_gathers_.lend((here() + 1) * bytes, stream, [&](std::byte* whole) {
+    const std::span<std::byte> share(whole + here() * bytes, bytes);
+    copy(device_, whole, data.data(), data.size(), stream);
+    copy(device_, share.data(), whole + static_cast<std::size_t>(inside_.rank()) * bytes, bytes, stream);
     between_.broadcast(tag, share, host, stream);
-    inside_.all_gather(tag, share, whole.data(), stream);
-    std::copy_n(whole.begin(), data.size(), data.begin());
+    inside_.all_gather(tag, share, whole, stream);
+    copy(device_, data.data(), whole, data.size(), stream);
   });
 }
 
@@ -97,12 +137,15 @@ void HierarchicalCommunicator::broadcast(const Tag& tag, std::span<std::byte> da
 // [place][host], and gives [place of the sender][host].
 void HierarchicalCommunicator::all_to_all(const Tag& tag, const std::byte* input, std::byte* output,
                                           std::size_t piece_bytes, Stream stream) {
+  const std::size_t all = hosts() * here() * piece_bytes;
   end_world_on_error([&] {
-    std::vector<std::byte> by_place(hosts() * here() * piece_bytes), received(by_place.size());
-    transpose(input, hosts(), here(), piece_bytes, by_place.data());
-    inside_.all_to_all(tag, by_place.data(), received.data(), hosts() * piece_bytes, stream);
-    transpose(received.data(), here(), hosts(), piece_bytes, by_place.data());
-    between_.all_to_all(tag, by_place.data(), output, here() * piece_bytes, stream);
+    of_sums_.lend(2 * all, stream, [&](std::byte* by_place) {
+      std::byte* const received = by_place + all;
+      transpose(device_, input, hosts(), here(), piece_bytes, by_place, stream);
+      inside_.all_to_all(tag, by_place, received, hosts() * piece_bytes, stream);
+      transpose(device_, received, here(), hosts(), piece_bytes, by_place, stream);
+      between_.all_to_all(tag, by_place, output, here() * piece_bytes, stream);
+    });
   });
 }
 
@@ -148,8 +191,9 @@ void HierarchicalCommunicator::leave() noexcept {
   between_.leave();
 }
 
-std::unique_ptr<Communicator> make_hierarchical_communicator(Communicator& inside, Communicator& between) {
-  return std::make_unique<HierarchicalCommunicator>(inside, between);
+std::unique_ptr<Communicator> make_hierarchical_communicator(Communicator& inside, Communicator& between,
+                                                             Device device) {
+  return std::make_unique<HierarchicalCommunicator>(inside, between, device);
 }
 
 }  // namespace aliquot

@@ -3,19 +3,24 @@
 #pragma once
 
 #include <concepts>
+#include <memory>
 #include <string_view>
-#include <vector>
 
 #include "aliquot/communicator.h"
+#include "aliquot/memory_resource.h"
+#include "scratch.h"
 
 namespace aliquot {
 
+/// docs/design.md, "Several hosts". What is launched, the thread of `between` does, for both.
 class HierarchicalCommunicator final : public Communicator {
  public:
-  HierarchicalCommunicator(Communicator& inside, Communicator& between);
+  HierarchicalCommunicator(Communicator& inside, Communicator& between, Device device);
 
   std::string_view name() const noexcept override { return "hierarchical"; }
   bool one_sided() const noexcept override { return false; }
+  bool sums_inside() const noexcept override { return true; }
+  Communicator& host() noexcept override { return host_ ? *host_ : *this; }
 
   void all_gather(const Tag& tag, std::span<const std::byte> part, std::byte* whole, Stream stream) override;
   void reduce_scatter(const Tag& tag, const float* whole, std::span<float> part, Stream stream) override;
@@ -28,6 +33,8 @@ class HierarchicalCommunicator final : public Communicator {
   void receive(const Tag& tag, std::span<std::byte> data, int from, Stream stream) override;
   void barrier(const Tag& tag) override;
 
+  std::uint64_t launch(std::function<void()> work) override { return launching_.launch(std::move(work)); }
+  void await(std::uint64_t launch) override { launching_.await(launch); }
   void abort(std::string_view reason) noexcept override;
   void require_intact() override;
   void leave() noexcept override;
@@ -39,13 +46,21 @@ class HierarchicalCommunicator final : public Communicator {
     int peer;
   };
 
+  /// \param launching  the one of the two, or beside the two where this moves host memory beside a device's
+  HierarchicalCommunicator(Communicator& inside, Communicator& between, Communicator& launching, Device device);
+
   std::size_t here() const { return static_cast<std::size_t>(inside_.world_size()); }
   std::size_t hosts() const { return static_cast<std::size_t>(between_.world_size()); }
   Link link_to(int rank) const;
+  void broadcast_piece(const Tag& tag, std::span<std::byte> data, int root, Stream stream);
   void end_world_on_error(const std::invocable auto& call);
 
   Communicator& inside_;
   Communicator& between_;
+  Communicator& launching_;
+  Device device_;
+  std::unique_ptr<HierarchicalCommunicator> host_;
+  Scratch of_gathers_, of_sums_;
 };
 
 }  // namespace aliquot

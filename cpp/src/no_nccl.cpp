@@ -14,7 +14,8 @@ namespace {
 
 }  // namespace
 
-std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator>, Device, const NcclOrigin&) {
+std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator>, Device, const NcclOrigin&,
+                                                     ControlChannel*) {
   refuse();
 }
 

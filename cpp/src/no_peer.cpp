@@ -5,7 +5,7 @@
 
 namespace aliquot {
 
-std::unique_ptr<Communicator> make_peer_communicator(std::unique_ptr<Communicator>, Device) {
+std::unique_ptr<Communicator> make_peer_communicator(std::unique_ptr<Communicator>, Device, ControlChannel*) {
   throw DeviceError(
       "this build has no CUDA back end, which the transport peer needs; build with nvcc on the path, or use the "
       "transport shared_memory or process_group");

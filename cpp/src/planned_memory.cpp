@@ -38,7 +38,7 @@ std::size_t engine_bytes(const std::vector<UnitSpec>& units, Communicator& commu
   for (std::size_t unit = 0; unit < store.unit_count(); ++unit) layouts.push_back(&store.layout(unit));
   const Slots slots(std::move(layouts), options.gatherer.slots, tally);
   const std::size_t slot_bytes = options.stage.shards_parameters() ? slots.planned_bytes() : 0;
-  return tally.bytes() + slot_bytes + DeviceReducer::planned_bytes(store, communicator);
+  return tally.bytes() + slot_bytes + DeviceReducer::planned_bytes(store, communicator, options.replicas);
 }
 
 /// Asks every rank.

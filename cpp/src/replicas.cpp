@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "aliquot/error.h"
+#include "device_reducer.h"
 
 namespace aliquot {
 namespace {
@@ -21,12 +22,13 @@ Replicas::Replicas(const ShardStore& store, Communicator& counterparts)
 }
 
 // Groups that differ in how many steps they have made would go on with different parameters: the tags tell.
-std::string Replicas::operation_of(std::uint64_t steps) const {
-  const std::string operation = "gradients of step " + std::to_string(steps);
+std::string Replicas::operation() const {
+  const std::string operation = "gradients of step " + std::to_string(steps_);
   return engine_ == 0 ? operation : operation + ", model " + std::to_string(engine_ + 1);
 }
 
-std::vector<std::byte> Replicas::message_of(const Reducer& reducer) const {
+template <typename AnyReducer>
+std::vector<std::byte> Replicas::message_of(const AnyReducer& reducer) const {
   std::vector<std::byte> message{std::byte{0}};
   for (std::size_t unit = 0; unit < store_.unit_count(); ++unit) {
     message.push_back(static_cast<std::byte>(reducer.unaveraged(unit)));
@@ -41,7 +43,7 @@ std::vector<std::byte> Replicas::exchange(std::span<const std::byte> mine, const
   const auto replicas = static_cast<std::size_t>(counterparts_.world_size());
   std::vector<std::byte> all(replicas * mine.size());
   met_ = true;
-  counterparts_.all_gather({operation, ""}, mine, all.data());
+  counterparts_.host().all_gather({operation, ""}, mine, all.data());
   return all;
 }
 
@@ -55,8 +57,9 @@ void Replicas::require_nobody_gave_up(std::span<const std::byte> said) const {
   }
 }
 
-void Replicas::average(Reducer& reducer, std::uint64_t steps) {
-  const std::string operation = operation_of(steps);
+template <typename AnyReducer>
+void Replicas::average(AnyReducer& reducer, Stream stream) {
+  const std::string operation = this->operation();
   const std::vector<std::byte> said = exchange(message_of(reducer), operation);
   require_nobody_gave_up(said);
   const auto any = [&](std::size_t place) {
@@ -70,16 +73,20 @@ void Replicas::average(Reducer& reducer, std::uint64_t steps) {
     const UnitSpec& spec = store_.layout(unit).unit();
     if (any(place++)) reducer.average(unit, counterparts_, {operation, spec.name});
     for (std::size_t param = 0; param < spec.params.size(); ++param) {
-      if (any(place++)) reducer.note_present(unit, param);
+      if (any(place++)) reducer.note_present(unit, param, stream);
     }
   }
+  if constexpr (requires { reducer.await_sums(stream); }) reducer.await_sums(stream);
   met_ = false;
 }
 
-void Replicas::give_up(std::uint64_t steps) {
+template void Replicas::average(Reducer&, Stream);
+template void Replicas::average(DeviceReducer&, Stream);
+
+void Replicas::give_up() {
   std::vector<std::byte> message(message_bytes_);
   message.front() = yes;
-  if (!met_) exchange(message, operation_of(steps));
+  if (!met_) exchange(message, operation());
   met_ = false;
 }
 

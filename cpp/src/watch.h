@@ -5,12 +5,14 @@
 #include <chrono>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "aliquot/communicator.h"
-#include "call_log.h"
+#include "aliquot/control.h"
+#include "call_mail.h"
 
 namespace aliquot {
 
@@ -18,9 +20,13 @@ namespace aliquot {
 /// ever: each rank says what it calls, and someone beside it (a thread that may look as often as it likes) compares.
 class Watch {
  public:
-  /// Collective over `control`, a one-sided communicator of the same ranks, which must outlive this object and whose
-  /// timeout is how long a rank may be behind the others.
-  explicit Watch(Communicator& control);
+  /// Collective over `control`, a communicator of the same ranks for host memory, whose timeout is how long a rank may
+  /// be behind the others. What ranks call is seen in its memory if it is one-sided; else it travels over `channel`, to
+  /// which the ranks are known by control's names(). Both must outlive this object.
+  /// \throws InvalidArgument if there is neither
+  explicit Watch(Communicator& control, ControlChannel* channel = nullptr);
+  /// What a maker of one begins with. \throws InvalidArgument as the constructor does
+  static void require_sight(const Communicator& control, const ControlChannel* channel);
 
   /// Says that this rank makes its next call, before it does. Never waits. One thread at a time.
   void say(std::string_view collective, const Tag& tag, std::uint64_t size, int root = -1) noexcept;
@@ -31,28 +37,32 @@ class Watch {
   /// \throws CommunicatorError if a peer made other calls than this rank (names both calls), if one has been behind for
   /// longer than the timeout, or if a rank aborted; PeerLost if one was killed, or left while a call needs it.
   void look();
+  /// Whoever has met an error of the transport asks first whether a lost rank is the reason: of one that is on another
+  /// host this is known a little later. \throws as look() if so
+  void look_for_lost();
 
  private:
   using Clock = std::chrono::steady_clock;
-  struct Part {
-    CallLog log;
-    Signal left;
-  };
   struct Peer {
     std::uint64_t agreed = 0;  ///< calls that were compared
     std::uint64_t seen = 0;    ///< calls that it had made when it was looked at last
     Clock::time_point moved;   ///< when it last made one, or was not behind
   };
 
-  Part& part(int rank) const { return *reinterpret_cast<Part*>(memory_.part(rank)); }
-  CallLog& mine() const { return part(control_.rank()).log; }
+  CallsOfRank& calls_of(int rank) const { return *reinterpret_cast<CallsOfRank*>(memory_.part(rank)); }
+  CallLog& mine() const { return calls_of(control_.rank()).log; }
+  bool compares_with(int rank) const { return mail_ ? mail_->comes_from(rank) : rank != control_.rank(); }
   void compare(int rank);
   [[noreturn]] void tell_difference(int rank, std::uint64_t agreed, std::uint64_t differs) const;
   void require_pace(int rank, bool left);
   std::string call_text(std::uint64_t number) const;
+  int name_of(int rank) const { return control_.names().of(rank); }
+  std::string named(int rank) const { return "rank " + std::to_string(name_of(rank)); }
 
   Communicator& control_;
-  PeerMemory memory_;
+  ControlChannel* channel_;
+  PeerMemory memory_;  ///< of CallsOfRank: the ranks' own, or copies
+  std::optional<CallMail> mail_;
   std::mutex mutex_;
   std::vector<Peer> peers_;
 };

@@ -13,8 +13,8 @@ class WatchedHost final : public Communicator {
  public:
   /// \param device  the device's half: what it was given to launch comes first
   WatchedHost(Communicator& control, Watch& watch, Communicator& device)
-      : Communicator(control.rank(), control.world_size(), control.timeout()), control_(control), watch_(watch),
-        device_(device) {}
+      : Communicator(control.rank(), control.world_size(), control.timeout(), control.names()), control_(control),
+        watch_(watch), device_(device) {}
 
   std::string_view name() const noexcept override { return control_.name(); }
   bool one_sided() const noexcept override { return false; }

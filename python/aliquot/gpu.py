@@ -13,6 +13,8 @@ from aliquot import _core
 from aliquot._core import DeviceError
 from aliquot.rendezvous import Rendezvous
 
+TRANSPORTS = ("peer", "nccl")
+
 
 class NcclCommunicator(Protocol):
     """As `cupy.cuda.nccl` makes them."""
@@ -43,24 +45,20 @@ def claim(index: int, transport: str) -> torch.device:
     return device
 
 
-def peer_communicator(met: Rendezvous, device: torch.device) -> _core.Communicator:
-    """A communicator of GPUs that map each other's memory."""
-    return _core.peer_communicator(
-        met.set, met.get, "peer", met.rank, met.world_size, met.timeout, device.index, met.control
-    )
+def usable_everywhere(met: Rendezvous, index: int) -> bool:
+    """Whether every rank can train on a GPU, this one on its `index`-th. Collective."""
+    return set(met.control.all_gather("gpus", b"%d" % usable(index), met.timeout)) == {b"1"}
 
 
-def map_each_other(met: Rendezvous, index: int) -> bool:
-    """Whether all ranks' GPUs, of which this rank has the `index`-th, map each other's memory. Collective."""
-    if met.world_size == 1:
-        return _core.can_map_peers(_core.world_of_one(), index)
-    between = _core.shared_memory_communicator(
-        met.set, met.get, "choose", met.rank, met.world_size, met.timeout, met.control
-    )
-    return _core.can_map_peers(between, index)
+def map_each_other(met: Rendezvous, beside: _core.Communicator, index: int) -> bool:
+    """Whether on every host the GPUs map each other's memory. `beside` joins the ranks of this one. Collective."""
+    mine = _core.can_map_peers(beside, index)
+    return set(met.control.all_gather("peers", b"%d" % mine, met.timeout)) == {b"1"}
 
 
-def nccl_communicator(met: Rendezvous, device: torch.device, origin: Origin | None) -> _core.Communicator:
+def nccl_communicator(
+    control: _core.Communicator, device: torch.device, origin: Origin | None, channel: _core.ControlChannel | None
+) -> _core.Communicator:
     """A communicator of the ranks' GPUs."""
     if (library := _library()) is not None:
         _core.set_nccl_library(str(library))
@@ -71,10 +69,7 @@ def nccl_communicator(met: Rendezvous, device: torch.device, origin: Origin | No
         unique_id = bytes(number % 256 for number in origin)
     elif origin is not None:
         address = origin.comm
-    return _core.nccl_communicator(
-        met.set, met.get, "nccl", met.rank, met.world_size, met.timeout, device.index,
-        unique_id, address, met.control,
-    )  # fmt: skip
+    return _core.nccl_communicator(control, device.index, unique_id, address, channel)
 
 
 def _library() -> Path | None:

@@ -75,10 +75,6 @@ class ProcessGroup:
                 dist.destroy_process_group(None if and_all_others else self.group)
             del self.group
 
-    def abort(self, reason: str) -> None:
-        """Tells all ranks why this one goes."""
-        self.control.announce(reason)
-
     def _finish(self, work: dist.Work | None) -> None:
         """Waits for Gloo, which does not see that a rank is frozen or has raised, for as long as all ranks live."""
         while work is not None:

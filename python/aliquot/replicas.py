@@ -42,8 +42,6 @@ def group_count(world: World, replicas: Replicas) -> int:
         raise InvalidArgument(f'replicas is {replicas!r}; it is the number of groups of ranks, or "hosts"')
     if world.world_size % count:
         raise InvalidArgument(f"replicas is {count}, and {world.world_size} ranks make no {count} groups of one size")
-    if count > 1 and world.device.type != "cpu":
-        raise InvalidArgument(f"replicas is {count}, and replicas are for CPUs so far: on GPUs shard over all ranks")
     return count
 
 

@@ -43,7 +43,7 @@ def shard(
     `prefetch_bytes`: how much is gathered ahead of its use there.
     `replicas`: in how many groups of neighbouring ranks the model is held, sharded inside each group alone (hybrid
     sharding, HSDP); gradients are averaged over all ranks as ever. `"hosts"`: each host is a group, so that only
-    gradient shards cross between hosts, once in a backward. On CPUs.
+    gradient shards cross between hosts, once in a backward.
     `precision`: what parameters are computed with, and floating-point inputs of the model cast to; None leaves both
     as they are. Sums and masters are fp32 always (see `Precision`); fp16 wants a loss scale (see `GradScaler`).
 

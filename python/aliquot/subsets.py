@@ -7,10 +7,11 @@ import platform
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 
-from aliquot import _core
+from aliquot import _core, gpu
 from aliquot.aside import while_all_live
 from aliquot.farewell import at_end
 from aliquot.process_group import ProcessGroup
@@ -41,6 +42,15 @@ def counterparts(rank: int, size: int, world_size: int) -> range:
     return range(rank % size, world_size, size)
 
 
+def shared_memory(met: Rendezvous, ranks: range, purpose: str = "") -> _core.Communicator:
+    """Joins ranks of one host, once for each purpose."""
+    name = "world" if len(ranks) == met.world_size else f"ranks {ranks.start}:{ranks.stop}:{ranks.step}"
+    return _core.shared_memory_communicator(
+        met.set, met.get, purpose + name, ranks.index(met.rank), len(ranks), met.timeout, met.control,
+        ranks.start, ranks.step,
+    )  # fmt: skip
+
+
 @dataclass
 class Subsets:
     """Makes a communicator once for all who ask for the same ranks."""
@@ -48,8 +58,13 @@ class Subsets:
     met: Rendezvous
     hosts: tuple[str, ...]
     """Of each rank."""
-    transport: str
-    """The world's. `hierarchical` is shared_memory among ranks of one host, and process_group among others."""
+    inside: str
+    """The transport among ranks of one host."""
+    between: str
+    """The transport among others."""
+    device: torch.device
+    nccl: gpu.Origin | None = None
+    """What the world's communicator is made of, where all of it is one of NCCL's."""
     made: dict[range, _core.Communicator] = field(default_factory=dict)
     _movers: list[ProcessGroup] = field(default_factory=list)
     _owns_torchs: bool = False
@@ -62,23 +77,28 @@ class Subsets:
         return self.made[ranks]
 
     def _join(self, ranks: range) -> _core.Communicator:
-        met = self.met
+        transport = self.inside if self._on_one_host(ranks) else self.between
+        if transport not in gpu.TRANSPORTS:
+            return self._of_host_memory(ranks, transport)
+        beside = self._of_host_memory(ranks, "shared_memory" if self._on_one_host(ranks) else "process_group")
+        joins_all = len(ranks) == self.met.world_size and self._on_one_host(ranks)
+        channel = None if joins_all else self.met.control  # by which all others hear what ends it
+        if transport == "peer":
+            return _core.peer_communicator(beside, self.device.index, channel)
+        return gpu.nccl_communicator(beside, self.device, self.nccl, channel)
+
+    def _on_one_host(self, ranks: range) -> bool:
+        return len({self.hosts[rank] for rank in ranks}) == 1
+
+    def _of_host_memory(self, ranks: range, transport: str) -> _core.Communicator:
         if len(ranks) == 1:
             return _core.world_of_one()
-        index, size = ranks.index(met.rank), len(ranks)
-        if self._transport_among(ranks) == "process_group":
-            return _core.process_group_communicator(
-                self._mover(ranks), index, size, met.timeout, ranks.start, ranks.step
-            )
-        name = "world" if size == met.world_size else f"ranks {ranks.start}:{ranks.stop}:{ranks.step}"
-        return _core.shared_memory_communicator(
-            met.set, met.get, name, index, size, met.timeout, met.control, ranks.start, ranks.step
-        )
-
-    def _transport_among(self, ranks: range) -> str:
-        if self.transport != "hierarchical":
-            return self.transport
-        return "shared_memory" if len({self.hosts[rank] for rank in ranks}) == 1 else "process_group"
+        if transport == "shared_memory":
+            return shared_memory(self.met, ranks)
+        return _core.process_group_communicator(
+            self._mover(ranks), self.met.control, ranks.index(self.met.rank), len(ranks), self.met.timeout,
+            ranks.start, ranks.step,
+        )  # fmt: skip
 
     def _mover(self, ranks: range) -> ProcessGroup:
         if not self._movers:

@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 
 from aliquot import _core, gpu
-from aliquot._core import DeviceError, InvalidArgument
+from aliquot._core import InvalidArgument
 from aliquot.agreement import require_same, versions
 from aliquot.background import Background
 from aliquot.farewell import announce_ending, announce_uncaught, at_end
 from aliquot.rendezvous import Rendezvous, alone, meet
-from aliquot.subsets import Subsets, counterparts, hosts_of_ranks, neighbours, ranks_per_host
+from aliquot.subsets import Subsets, counterparts, hosts_of_ranks, neighbours, ranks_per_host, shared_memory
 
 if TYPE_CHECKING:
     from aliquot.passes import Passes
@@ -35,7 +35,7 @@ class World:
     """The transport in use: `thread` where the process is alone without a GPU, else as `init` was told."""
     communicator: _core.Communicator
     device: torch.device
-    """Where sharded models live: this rank's GPU on the transports `peer` and `nccl`, the CPU on the others."""
+    """Where sharded models live: this rank's GPU on the transports of GPUs, the CPU on the others."""
     timeout: float
     """Seconds that any wait for another rank may take."""
     control: _core.ControlChannel
@@ -59,12 +59,13 @@ _world: World | None = None
 def init(transport: Transport = "auto", timeout: float = 600.0, nccl: gpu.Origin | None = None) -> World:
     """Joins the ranks that torchrun started, by its environment variables; alone without them.
 
-    `transport`: for GPUs of one host, each rank with that of its LOCAL_RANK, which becomes torch's current device:
-    `"peer"` where they map each other's memory (NVLink), else `"nccl"`; `"shared_memory"` for CPUs of one host;
-    `"hierarchical"` for CPUs of several hosts with as many ranks on each: shared memory inside, `torch.distributed`
-    between, where each rank moves its share only; `"process_group"` for whatever `torch.distributed` reaches (it is
-    initialized with Gloo if it is not yet); `"auto"` takes the first of them that can join all ranks, but leaves no
-    GPUs idle. Ranks with the same ALIQUOT_HOST_ID are on one host; without it, those whose hosts have the same name.
+    `transport`: for GPUs, each rank with that of its LOCAL_RANK, which becomes torch's current device: `"peer"` on one
+    host, where they map each other's memory (NVLink), else `"nccl"`, which joins GPUs of several hosts too;
+    `"shared_memory"` for CPUs of one host; `"hierarchical"` for several hosts with as many ranks on each, where each
+    rank moves its share only between them: if every rank has a GPU, `"peer"` (or `"nccl"`) inside a host and `"nccl"`
+    between, else shared memory and `torch.distributed`; `"process_group"` for whatever `torch.distributed` reaches (it
+    is initialized with Gloo if it is not yet); `"auto"` takes the fastest that joins all ranks. Ranks with the same
+    ALIQUOT_HOST_ID are on one host; without it, those whose hosts have the same name.
     `timeout`: seconds that any wait for another rank may take.
     `nccl`: for those who use `cupy.cuda.nccl` too, the same kind on every rank: a unique id that all ranks got from
     one, or an `NcclCommunicator` of the same ranks, which is split and stays theirs.
@@ -100,64 +101,73 @@ def _join(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> Worl
     hosts = hosts_of_ranks(met)
     if transport == "auto":
         transport = "nccl" if nccl is not None else _choose(met, hosts)
-    device, subsets = CPU, Subsets(met, hosts, transport)
-    if transport in ("peer", "nccl"):
-        device = gpu.claim(int(os.environ.get("LOCAL_RANK", met.rank)), transport)
-        communicator = _of_gpus(transport, met, device, nccl)
-    elif transport == "hierarchical":
-        communicator = _hierarchical(subsets)
-    else:
-        communicator = subsets.communicator(range(met.world_size))
+    if nccl is not None and transport != "nccl":
+        raise InvalidArgument(f"init(nccl=) is for the transport nccl, not for {transport}")
+    inside, between = _parts(transport, met, hosts)
+    device = gpu.claim(_local_rank(met), transport) if between in gpu.TRANSPORTS else CPU
+    subsets = Subsets(met, hosts, inside, between, device, nccl)
+    communicator = (
+        _hierarchical(subsets) if transport == "hierarchical" else subsets.communicator(range(met.world_size))
+    )
     return World(met.rank, met.world_size, transport, communicator, device, timeout, met.control, subsets)
 
 
 def _alone(transport: Transport, timeout: float, nccl: gpu.Origin | None) -> World:
-    index = int(os.environ.get("LOCAL_RANK", "0"))
     met = alone(timeout)
-    subsets = Subsets(met, hosts_of_ranks(met), "thread")
-    if transport not in ("peer", "nccl") and not (transport == "auto" and gpu.usable(index)):
-        return World(0, 1, "thread", _core.world_of_one(), CPU, timeout, met.control, subsets)
-    if transport == "auto":
-        transport = "peer" if nccl is None and gpu.map_each_other(met, index) else "nccl"
-    device = gpu.claim(index, transport)
-    return World(0, 1, transport, _of_gpus(transport, met, device, nccl), device, timeout, met.control, subsets)
+    index = _local_rank(met)
+    if transport not in gpu.TRANSPORTS and not (transport == "auto" and gpu.usable(index)):
+        name, device = "thread", CPU
+    else:
+        name, device = transport, gpu.claim(index, transport)
+        if transport == "auto":
+            name = "peer" if nccl is None and _core.can_map_peers(_core.world_of_one(), index) else "nccl"
+    subsets = Subsets(met, hosts_of_ranks(met), name, name, device, nccl)
+    return World(0, 1, name, subsets.communicator(range(1)), device, timeout, met.control, subsets)
 
 
-def _of_gpus(
-    transport: Transport, met: Rendezvous, device: torch.device, nccl: gpu.Origin | None
-) -> _core.Communicator:
-    if transport == "nccl":
-        return gpu.nccl_communicator(met, device, nccl)
-    if nccl is not None:
-        raise InvalidArgument("init(nccl=) is for the transport nccl, not for peer")
-    return gpu.peer_communicator(met, device)
+def _local_rank(met: Rendezvous) -> int:
+    return int(os.environ.get("LOCAL_RANK", met.rank))
 
 
 def _choose(met: Rendezvous, hosts: tuple[str, ...]) -> Transport:
     """The fastest transport that joins all ranks, from what each says of itself."""
-    index = int(os.environ.get("LOCAL_RANK", met.rank))
-    have_gpus = set(met.control.all_gather("gpus", b"%d" % gpu.usable(index), met.timeout)) == {b"1"}
+    have_gpus = gpu.usable_everywhere(met, _local_rank(met))
     if len(set(hosts)) > 1:
-        if have_gpus:
-            raise DeviceError(
-                f"the ranks have GPUs on {len(set(hosts))} hosts ({', '.join(dict.fromkeys(hosts))}), and no transport "
-                'joins those yet. Train on one host, or on the CPUs of all with aliquot.init("hierarchical") or '
-                'aliquot.init("process_group")'
-            )
-        return "hierarchical" if (ranks_per_host(hosts) or 1) > 1 else "process_group"
+        if (ranks_per_host(hosts) or 1) > 1:
+            return "hierarchical"
+        return "nccl" if have_gpus else "process_group"
     if not have_gpus:
         return "shared_memory"
-    return "peer" if gpu.map_each_other(met, index) else "nccl"
+    return "peer" if _map_each_other(met, hosts) else "nccl"
+
+
+def _parts(transport: Transport, met: Rendezvous, hosts: tuple[str, ...]) -> tuple[str, str]:
+    """The transports among ranks of one host, and among others. Collective."""
+    if transport == "peer" and len(set(hosts)) > 1:
+        raise InvalidArgument(
+            f"the transport peer joins GPUs of one host, and the ranks are on {list(dict.fromkeys(hosts))}; "
+            "hierarchical is peer inside hosts and nccl between them"
+        )
+    if transport != "hierarchical":
+        return transport, transport
+    if ranks_per_host(hosts) is None:
+        raise InvalidArgument(
+            "the transport hierarchical needs as many ranks on each host, neighbours in the order of ranks, and they "
+            f"are on {list(hosts)}; process_group joins any, and of GPUs nccl"
+        )
+    if not gpu.usable_everywhere(met, _local_rank(met)):
+        return "shared_memory", "process_group"
+    return "peer" if _map_each_other(met, hosts) else "nccl", "nccl"
+
+
+def _map_each_other(met: Rendezvous, hosts: tuple[str, ...]) -> bool:
+    here = neighbours(met.rank, hosts.count(hosts[0]))
+    beside = _core.world_of_one() if len(here) == 1 else shared_memory(met, here, "choose ")
+    return gpu.map_each_other(met, beside, _local_rank(met))
 
 
 def _hierarchical(subsets: Subsets) -> _core.Communicator:
-    met = subsets.met
-    size = ranks_per_host(subsets.hosts)
-    if size is None:
-        raise InvalidArgument(
-            "the transport hierarchical needs as many ranks on each host, neighbours in the order of ranks, and they "
-            f"are on {list(subsets.hosts)}; process_group joins any"
-        )
+    met, size = subsets.met, subsets.hosts.count(subsets.hosts[0])
     inside = subsets.communicator(neighbours(met.rank, size))
     between = subsets.communicator(counterparts(met.rank, size, met.world_size))
-    return _core.hierarchical_communicator(inside, between)
+    return _core.hierarchical_communicator(inside, between, -1 if subsets.device == CPU else subsets.device.index)

@@ -23,30 +23,20 @@ std::unique_ptr<Communicator> shared_memory(std::function<void(const std::string
                                          RankNames{first, stride});
 }
 
-/// What a transport of GPUs has beside it.
-std::unique_ptr<Communicator> control(std::function<void(const std::string&, const std::string&)> set,
-                                      std::function<std::string(const std::string&)> get, const std::string& name,
-                                      int rank, int world_size, double timeout, ControlChannel* channel) {
-  if (world_size == 1) return std::move(make_thread_communicators(1, milliseconds(timeout)).front());
-  return shared_memory(std::move(set), std::move(get), name, rank, world_size, timeout, channel, 0, 1);
-}
-
-std::unique_ptr<Communicator> peer(std::function<void(const std::string&, const std::string&)> set,
-                                   std::function<std::string(const std::string&)> get, const std::string& name,
-                                   int rank, int world_size, double timeout, int device, ControlChannel* channel) {
-  auto beside = control(std::move(set), std::move(get), name, rank, world_size, timeout, channel);
+std::unique_ptr<Communicator> peer(std::unique_ptr<Communicator> control, int device, ControlChannel* channel) {
   const py::gil_scoped_release release;
-  return make_peer_communicator(std::move(beside), {Device::Type::cuda, device});
+  return make_peer_communicator(std::move(control), {Device::Type::cuda, device}, channel);
 }
 
-std::unique_ptr<Communicator> nccl(std::function<void(const std::string&, const std::string&)> set,
-                                   std::function<std::string(const std::string&)> get, const std::string& name,
-                                   int rank, int world_size, double timeout, int device, const py::bytes& unique_id,
+std::unique_ptr<Communicator> nccl(std::unique_ptr<Communicator> control, int device, const py::bytes& unique_id,
                                    std::uintptr_t communicator, ControlChannel* channel) {
-  auto beside = control(std::move(set), std::move(get), name, rank, world_size, timeout, channel);
   const NcclOrigin origin{std::string(unique_id), reinterpret_cast<void*>(communicator)};
   const py::gil_scoped_release release;
-  return make_nccl_communicator(std::move(beside), {Device::Type::cuda, device}, origin);
+  return make_nccl_communicator(std::move(control), {Device::Type::cuda, device}, origin, channel);
+}
+
+std::unique_ptr<Communicator> hierarchical(Communicator& inside, Communicator& between, int device) {
+  return make_hierarchical_communicator(inside, between, device < 0 ? Device{} : Device{Device::Type::cuda, device});
 }
 
 /// Lets Ctrl-C end a wait.
@@ -59,7 +49,7 @@ void check_signals() {
 
 void register_communicators(py::module_& module) {
   const auto released = py::call_guard<py::gil_scoped_release>();
-  py::class_<Communicator>(module, "Communicator", "What moves bytes between ranks.")
+  py::class_<Communicator, py::smart_holder>(module, "Communicator", "What moves bytes between ranks.")
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("world_size", &Communicator::world_size)
       .def_property_readonly("name", [](const Communicator& self) { return std::string(self.name()); })
@@ -121,17 +111,20 @@ void register_communicators(py::module_& module) {
              py::arg("first") = 0, py::arg("stride") = 1,
              "Ranks are processes of one host, which find each other through the key-value store `set`, `get`. Errors "
              "call them first, first + stride, ...");
-  module.def("hierarchical_communicator", &make_hierarchical_communicator, py::arg("inside"), py::arg("between"),
+  module.def("hierarchical_communicator", &hierarchical, py::arg("inside"), py::arg("between"), py::arg("device") = -1,
              py::keep_alive<0, 1>(), py::keep_alive<0, 2>(),
-             "`inside` joins the ranks of this host, `between` those with this rank's place in each host.");
-  module.def(
-      "nccl_communicator", &nccl, py::arg("set"), py::arg("get"), py::arg("name"), py::arg("rank"),
-      py::arg("world_size"), py::arg("timeout"), py::arg("device"), py::arg("unique_id") = py::bytes(),
-      py::arg("communicator") = 0, py::arg("channel") = nullptr,
-      "Ranks are GPUs of one host, `device` this rank's. `unique_id` and `communicator` (an address): see NcclOrigin.");
-  module.def("peer_communicator", &peer, py::arg("set"), py::arg("get"), py::arg("name"), py::arg("rank"),
-             py::arg("world_size"), py::arg("timeout"), py::arg("device"), py::arg("channel") = nullptr,
-             "Ranks are GPUs of one host that map each other's memory, `device` this rank's.");
+             "`inside` joins the ranks of this host, `between` those with this rank's place in each host. Where both "
+             "are of GPUs, `device` is this rank's.");
+  // What takes a `control` owns it from then on; its Python object, of no use any more, keeps what it needs.
+  module.def("nccl_communicator", &nccl, py::arg("control"), py::arg("device"), py::arg("unique_id") = py::bytes(),
+             py::arg("communicator") = 0, py::arg("channel") = nullptr, py::keep_alive<0, 1>(), py::keep_alive<0, 5>(),
+             "Ranks are GPUs, `device` this rank's. `control`, which moves host memory between them, goes over to it. "
+             "Between hosts, and where the ranks are not all of the world, it needs the `channel` of all. `unique_id` "
+             "and `communicator` (an address): see NcclOrigin.");
+  module.def("peer_communicator", &peer, py::arg("control"), py::arg("device"), py::arg("channel") = nullptr,
+             py::keep_alive<0, 1>(), py::keep_alive<0, 3>(),
+             "Ranks are GPUs of one host that map each other's memory, `device` this rank's. `control` and `channel` "
+             "are as for nccl_communicator.");
   module.def(
       "can_map_peers",
       [](Communicator& communicator, int device) { return can_map_peers(communicator, {Device::Type::cuda, device}); },

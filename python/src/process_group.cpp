@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "aliquot/communicator.h"
+#include "aliquot/control.h"
 #include "aliquot/error.h"
 #include "register.h"
 
@@ -48,12 +49,13 @@ void call_python(const std::invocable auto& body) {
 
 /// `process_group`: whatever torch.distributed reaches. The bytes are moved by a Python object with the methods
 /// all_gather(part, whole), all_to_all(input, output), broadcast(data, root), send(data, to), receive(data, from_),
-/// abort(reason), each of which takes writable buffers and raises an Error of this module.
+/// each of which takes writable buffers and raises an Error of this module. Why a rank gives up is told over `channel`.
 class ProcessGroupCommunicator final : public Communicator {
  public:
-  ProcessGroupCommunicator(py::object group, int rank, int world_size, double timeout, RankNames names)
+  ProcessGroupCommunicator(py::object group, ControlChannel& channel, int rank, int world_size, double timeout,
+                           RankNames names)
       : Communicator(rank, world_size, std::chrono::milliseconds(static_cast<std::int64_t>(timeout * 1000)), names),
-        group_(std::move(group)) {}
+        group_(std::move(group)), channel_(channel) {}
   ~ProcessGroupCommunicator() override {
     const py::gil_scoped_acquire acquire;
     group_ = {};
@@ -104,14 +106,8 @@ class ProcessGroupCommunicator final : public Communicator {
   }
   void barrier(const Tag& tag) override { agree(tag, 0); }
 
-  void abort(std::string_view reason) noexcept override {
-    const py::gil_scoped_acquire acquire;
-    try {
-      group_.attr("abort")(std::string(reason));
-    } catch (py::error_already_set& error) {
-      error.discard_as_unraisable("aliquot: abort of a process group");
-    }
-  }
+  void require_intact() override { channel_.require_intact(); }
+  void abort(std::string_view reason) noexcept override { channel_.announce(reason); }
 
  private:
   std::size_t ranks() const { return static_cast<std::size_t>(world_size()); }
@@ -156,6 +152,7 @@ class ProcessGroupCommunicator final : public Communicator {
   }
 
   py::object group_;
+  ControlChannel& channel_;
 };
 
 }  // namespace
@@ -163,13 +160,14 @@ class ProcessGroupCommunicator final : public Communicator {
 void register_process_group(py::module_& module) {
   module.def(
       "process_group_communicator",
-      [](py::object group, int rank, int world_size, double timeout, int first,
+      [](py::object group, ControlChannel& channel, int rank, int world_size, double timeout, int first,
          int stride) -> std::unique_ptr<Communicator> {
-        return std::make_unique<ProcessGroupCommunicator>(std::move(group), rank, world_size, timeout,
+        return std::make_unique<ProcessGroupCommunicator>(std::move(group), channel, rank, world_size, timeout,
                                                           RankNames{first, stride});
       },
-      py::arg("group"), py::arg("rank"), py::arg("world_size"), py::arg("timeout"), py::arg("first") = 0,
-      py::arg("stride") = 1, "A communicator whose bytes `group` moves; see aliquot.process_group.");
+      py::keep_alive<0, 2>(), py::arg("group"), py::arg("channel"), py::arg("rank"), py::arg("world_size"),
+      py::arg("timeout"), py::arg("first") = 0, py::arg("stride") = 1,
+      "A communicator whose bytes `group` moves; see aliquot.process_group.");
 }
 
 }  // namespace aliquot::python

@@ -4,7 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <latch>
+#include <mutex>
 
 #include "aliquot/error.h"
 #include "channels_of_ranks.h"
@@ -58,6 +61,38 @@ TEST(ControlChannel, AloneGathersItsOwn) {
   const auto messages = run_channels(1, [](ControlChannel& channel) {
     require(channel.all_gather("alone", "mine", patience) == std::vector<std::string>{"mine"}, "something else");
     require(!channel.should_stop(), "stops unasked");
+  });
+  EXPECT_THAT(messages, Each(IsEmpty()));
+}
+
+// Also between ranks that have no connection of their own.
+TEST(ControlChannel, TellsOneRankWhatItListensFor) {
+  const auto messages = run_channels(3, [](ControlChannel& channel) {
+    std::mutex mutex;
+    std::vector<std::string> heard;
+    const auto listening = channel.listen("calls", [&](int from, const std::string& text) {
+      const std::lock_guard lock(mutex);
+      heard.push_back(numbered("from ", from) + ": " + text);
+    });
+    const auto deaf = channel.listen("weather", [](int, const std::string&) { std::abort(); });
+    channel.all_gather("listening", "", patience);
+    for (const int to : {0, 1, 2}) {
+      for (const char* text : {"one", "two"}) channel.tell(to, "calls", text + std::to_string(to));
+    }
+    channel.tell(0, "nobody listens", "");
+    const auto all = [&] {
+      const std::lock_guard lock(mutex);
+      return heard.size() == 6;
+    };
+    while (!all()) std::this_thread::yield();
+    std::ranges::stable_sort(heard, {}, [](const std::string& text) { return text.substr(0, 6); });
+    std::vector<std::string> expected;
+    for (int from = 0; from < 3; ++from) {
+      for (const char* text : {"one", "two"}) {
+        expected.push_back(numbered("from ", from) + ": " + text + std::to_string(channel.rank()));
+      }
+    }
+    require(heard == expected, "something else");
   });
   EXPECT_THAT(messages, Each(IsEmpty()));
 }

@@ -18,7 +18,7 @@ namespace aliquot::test {
 class TwoSided : public Communicator {
  public:
   explicit TwoSided(Communicator& inner)
-      : Communicator(inner.rank(), inner.world_size(), inner.timeout()), inner_(inner) {}
+      : Communicator(inner.rank(), inner.world_size(), inner.timeout(), inner.names()), inner_(inner) {}
 
   std::string_view name() const noexcept override { return "two_sided"; }
   bool one_sided() const noexcept override { return false; }

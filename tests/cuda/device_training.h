@@ -41,7 +41,8 @@ class DeviceTraining {
   DeviceTraining(Communicator& communicator, Device device, const EngineOptions& options, Stream stream, Delays& delays,
                  const Rule& rule = toy_rule)
       : memory_(toy_units(), communicator, options, device), engine_(toy_units(), communicator, memory_, options),
-        rank_(static_cast<std::size_t>(communicator.rank())), stream_(stream), delays_(delays), rules_{rule} {
+        rank_(static_cast<std::size_t>(rank_in_world(communicator, options.replicas))), stream_(stream),
+        delays_(delays), rules_{rule} {
     Grouping grouping;
     engine_.begin_write();
     for (std::size_t unit = 0; unit < engine_.unit_count(); ++unit) {
@@ -90,6 +91,8 @@ class DeviceTraining {
 
   /// Called before the gradients of a unit are given away.
   std::function<void()> before_offer = [] {};
+  /// Whether this rank takes part in the unit's gradient.
+  std::function<bool(std::size_t unit)> takes_part = [](std::size_t) { return true; };
 
   std::vector<std::vector<std::byte>> parameters(Device device) {
     std::vector<std::vector<std::byte>> all;
@@ -105,6 +108,10 @@ class DeviceTraining {
   Engine& engine() { return engine_; }
 
  private:
+  static int rank_in_world(const Communicator& group, const Communicator* replicas) {
+    return group.rank() + (replicas == nullptr ? 0 : replicas->rank() * group.world_size());
+  }
+
   static constexpr std::size_t root = 0;  ///< it encloses the others
 
   std::size_t params(std::size_t unit) const { return engine_.layout(unit).unit().params.size(); }
@@ -128,7 +135,7 @@ class DeviceTraining {
     axpy(0.125F, activations_[unit].floats(), gradient, numel(unit), stream_);
     Gradients pointers;
     for (std::size_t p = 0; p < params(unit) && engine_.layout(unit).unit().trainable; ++p) {
-      const bool has = toy_has_gradient(rank_, step, unit, p);
+      const bool has = takes_part(unit) && toy_has_gradient(rank_, step, unit, p);
       pointers.push_back(has ? gradient + engine_.layout(unit).param(p).begin : nullptr);
     }
     before_offer();

@@ -74,8 +74,10 @@ void fail_on_all_ranks(const Trainee& trainee, std::size_t step) {
 class RepeatedStep : public testing::TestWithParam<std::tuple<int, GpuTransport>> {
  protected:
   void SetUp() override {
-    if (cuda_device_count() == 0) GTEST_SKIP() << "no CUDA device";
+    const int needed = transport() == GpuTransport::hierarchical ? 4 : 1;
+    if (cuda_device_count() < needed) GTEST_SKIP() << "needs " << needed << " CUDA devices";
   }
+  static GpuTransport transport() { return std::get<GpuTransport>(GetParam()); }
 
   static std::vector<std::vector<std::byte>> train(GpuRank& rank, const Disturbance& disturb) {
     ScarceMemory memory(rank.device);
@@ -102,16 +104,16 @@ class RepeatedStep : public testing::TestWithParam<std::tuple<int, GpuTransport>
         require(got == expected, "other bits after a failure in step " + std::to_string(failing));
       }
     };
-    const int world_size = std::min(cuda_device_count(), 2);
-    expect_success(run_on_gpus(world_size, body, patience, std::get<GpuTransport>(GetParam())));
+    const int world_size = transport() == GpuTransport::hierarchical ? 4 : std::min(cuda_device_count(), 2);
+    expect_success(run_on_gpus(world_size, body, patience, transport()));
   }
 };
 std::string name_of_case(const testing::TestParamInfo<RepeatedStep::ParamType>& info) {
   return "stage" + std::to_string(std::get<int>(info.param)) + "_" + name_of(std::get<GpuTransport>(info.param));
 }
 INSTANTIATE_TEST_SUITE_P(ShardedGradients, RepeatedStep,
-                         testing::Combine(testing::Values(2, 3),
-                                          testing::Values(GpuTransport::nccl, GpuTransport::peer)),
+                         testing::Combine(testing::Values(2, 3), testing::Values(GpuTransport::nccl, GpuTransport::peer,
+                                                                                 GpuTransport::hierarchical)),
                          name_of_case);
 
 TEST_P(RepeatedStep, GivesTheSameBitsWhereAllRanksFailedBeforeTheirFirstReduction) {

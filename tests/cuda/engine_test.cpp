@@ -1,4 +1,5 @@
 // The engine on GPUs: hand-overs between its streams hold however long the work on them takes.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -15,65 +16,45 @@
 #include "aliquot/engine.h"
 #include "device_training.h"
 #include "gpu_ranks.h"
+#include "laggard.h"
 #include "planned_memory.h"
 #include "tests/cpp/toy_units.h"
-#include "tests/cpp/two_sided.h"
 
 namespace aliquot::test {
 namespace {
 
-/// A communicator whose collectives begin late.
-class Laggard final : public TwoSided {
- public:
-  Laggard(Communicator& inner, Delays& delays) : TwoSided(inner), inner_(inner), delays_(delays) {}
-
-  std::string_view name() const noexcept override { return inner_.name(); }
-  Communicator& host() noexcept override { return inner_.host(); }
-  void all_gather(const Tag& tag, std::span<const std::byte> part, std::byte* whole, Stream stream) override {
-    delays_.before_what_is_next_on(stream);
-    inner_.all_gather(tag, part, whole, stream);
-  }
-  void exchange(const Tag& tag, const std::byte* input, std::byte* output, std::size_t piece_bytes,
-                Stream stream) override {
-    delays_.before_what_is_next_on(stream);
-    inner_.exchange(tag, input, output, piece_bytes, stream);
-  }
-  std::shared_ptr<void> register_memory(std::span<std::byte> memory) override { return inner_.register_memory(memory); }
-  std::uint64_t launch(std::function<void()> work) override { return inner_.launch(std::move(work)); }
-  void await(std::uint64_t launch) override { inner_.await(launch); }
-  bool maps_peers() const noexcept override { return inner_.maps_peers(); }
-  std::unique_ptr<MemoryResource> registrable_memory() override { return inner_.registrable_memory(); }
-  const std::byte* peer(int rank, const std::byte* own) const override { return inner_.peer(rank, own); }
-  void meet(const Tag& tag, int channel, Stream stream) override {
-    delays_.before_what_is_next_on(stream);
-    inner_.meet(tag, channel, stream);
-  }
-
- private:
-  Communicator& inner_;
-  Delays& delays_;
-};
-
-enum class Way { nccl, nccl_registered, peer };
+enum class Way { nccl, nccl_registered, peer, hierarchical };
 
 constexpr const char* name_of(Way way) {
-  return way == Way::nccl ? "nccl" : way == Way::peer ? "peer" : "nccl_registered";
+  switch (way) {
+    case Way::nccl: return "nccl";
+    case Way::nccl_registered: return "nccl_registered";
+    case Way::peer: return "peer";
+    case Way::hierarchical: return "hierarchical";
+  }
+  return "";
 }
 
 class CudaEngine : public testing::TestWithParam<std::tuple<int, Way>> {
  protected:
   void SetUp() override {
-    if (cuda_device_count() == 0) GTEST_SKIP() << "no CUDA device";
+    const int needed = way() == Way::hierarchical ? 4 : 1;
+    if (cuda_device_count() < needed) GTEST_SKIP() << "needs " << needed << " CUDA devices";
   }
 
-  static int world_size() { return std::min(cuda_device_count(), 2); }
+  static Way way() { return std::get<Way>(GetParam()); }
+  static int world_size() { return way() == Way::hierarchical ? 4 : std::min(cuda_device_count(), 2); }
   static GpuTransport transport() {
-    return std::get<Way>(GetParam()) == Way::peer ? GpuTransport::peer : GpuTransport::nccl;
+    switch (way()) {
+      case Way::peer: return GpuTransport::peer;
+      case Way::hierarchical: return GpuTransport::hierarchical;
+      default: return GpuTransport::nccl;
+    }
   }
   static EngineOptions options() {
     EngineOptions options;
     options.stage = Stage(std::get<int>(GetParam()));
-    options.register_memory = std::get<Way>(GetParam()) == Way::nccl_registered;
+    options.register_memory = way() == Way::nccl_registered;
     options.gatherer.ahead_bytes = 1 << 20;
     return options;
   }
@@ -88,8 +69,8 @@ class CudaEngine : public testing::TestWithParam<std::tuple<int, Way>> {
   }
 };
 INSTANTIATE_TEST_SUITE_P(Stages, CudaEngine,
-                         testing::Combine(testing::Values(0, 1, 2, 3),
-                                          testing::Values(Way::nccl, Way::nccl_registered, Way::peer)),
+                         testing::Combine(testing::Values(0, 1, 2, 3), testing::Values(Way::nccl, Way::nccl_registered,
+                                                                                       Way::peer, Way::hierarchical)),
                          [](const auto& info) {
                            return "stage" + std::to_string(std::get<int>(info.param)) + "_" +
                                   name_of(std::get<Way>(info.param));
@@ -210,6 +191,34 @@ TEST_P(CudaEngine, RefusesToUnfreezeWhatWasNotPlanned) {
     training.step(0);
   };
   expect_success(run_on_gpus(world_size(), body, patience, transport()));
+}
+
+std::vector<float> numbers_of(const std::vector<std::vector<std::byte>>& units) {
+  std::vector<float> numbers;
+  for (const std::vector<std::byte>& unit : units) {
+    const auto* const begin = reinterpret_cast<const float*>(unit.data());
+    numbers.insert(numbers.end(), begin, begin + unit.size() / sizeof(float));
+  }
+  return numbers;
+}
+
+// Sums have another order.
+TEST(CudaEngineOfHosts, TrainsNearlyAsOnOneHost) {
+  if (cuda_device_count() < 4) GTEST_SKIP() << "needs 4 CUDA devices";
+  const auto weights_on = [](GpuTransport transport) {
+    std::vector<std::vector<std::byte>> weights;
+    const auto body = [&](GpuRank& rank) {
+      Delays none({});
+      DeviceTraining training(rank.communicator, rank.device, {}, rank.stream.get(), none);
+      for (std::size_t step = 0; step < DeviceTraining::steps; ++step) training.step(step);
+      auto mine = training.parameters(rank.device);
+      if (rank.communicator.rank() == 0) weights = std::move(mine);
+    };
+    expect_success(run_on_gpus(4, body, patience, transport));
+    return numbers_of(weights);
+  };
+  EXPECT_THAT(weights_on(GpuTransport::hierarchical),
+              testing::Pointwise(testing::FloatNear(1e-5F), weights_on(GpuTransport::nccl)));
 }
 
 TEST(CudaEngineOnPeer, RefusesMemoryThatPeersCannotMap) {

@@ -22,18 +22,22 @@
 #include "aliquot/memory_resource.h"
 #include "aliquot/streams.h"
 #include "aliquot/transports.h"
+#include "tests/cpp/hosts.h"
 #include "tests/cpp/outcomes.h"
 #include "tests/cuda/pooled_memory.h"
 
 namespace aliquot::test {
 
-enum class GpuTransport { nccl, peer };
+/// The last is nccl between two hosts, and peer inside.
+enum class GpuTransport { nccl, peer, hierarchical };
 
-inline const char* name_of(GpuTransport transport) { return transport == GpuTransport::nccl ? "nccl" : "peer"; }
+inline const char* name_of(GpuTransport transport) {
+  return transport == GpuTransport::nccl ? "nccl" : transport == GpuTransport::peer ? "peer" : "hierarchical";
+}
 
 /// How many GPUs a test of `world_size` ranks needs.
 inline int gpus_needed(GpuTransport transport, int world_size) {
-  return transport == GpuTransport::nccl ? world_size : 1;
+  return transport == GpuTransport::peer ? 1 : world_size;
 }
 
 inline Device gpu_of(int rank) { return {Device::Type::cuda, rank % std::max(1, cuda_device_count())}; }
@@ -83,10 +87,35 @@ inline const int queues_of_a_device = setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32"
 /// the same GPU. Once for the process.
 void load_kernels();
 
+/// Of a rank of two hosts: `inside` is on peer, `between`, which joins those of the same place, on nccl.
+using GpuHostBody = std::function<void(GpuRank& inside, Communicator& between)>;
+
+inline std::vector<Outcome> run_on_gpus_of_hosts(int world_size, const GpuHostBody& body,
+                                                 std::chrono::milliseconds timeout = patience) {
+  const int places = world_size / 2;
+  const auto live = [&](std::unique_ptr<Communicator> host, std::unique_ptr<Communicator> counterparts) {
+    const Device device = gpu_of(counterparts->rank() * places + host->rank());
+    const DeviceGuard guard(device);
+    const auto inside = make_communicator(GpuTransport::peer, std::move(host), device);
+    const auto between = make_communicator(GpuTransport::nccl, std::move(counterparts), device);
+    GpuRank rank{*inside, device};
+    body(rank, *between);
+  };
+  return run_hosts(2, places, HostMaker(live), timeout);
+}
+
 inline std::vector<Outcome> run_on_gpus(int world_size, const GpuBody& body,
                                         std::chrono::milliseconds timeout = patience,
                                         GpuTransport transport = GpuTransport::nccl) {
   if (cuda_device_count() < world_size) load_kernels();
+  if (transport == GpuTransport::hierarchical) {
+    const auto with_both = [&](GpuRank& inside, Communicator& between) {
+      const auto world = make_hierarchical_communicator(inside.communicator, between, inside.device);
+      GpuRank rank{*world, inside.device};
+      body(rank);
+    };
+    return run_on_gpus_of_hosts(world_size, with_both, timeout);
+  }
   auto controls = make_thread_communicators(world_size, timeout);
   std::vector<Outcome> outcomes(controls.size());
   std::vector<std::jthread> threads;

@@ -36,6 +36,8 @@ class Transport:
     """Released slots are filled with NaN, so that whoever reads one does not pass by luck."""
     hosts: int = 1
     """How many hosts the ranks take themselves to be on, as many on each."""
+    gpus: bool = False
+    """Of `hierarchical`, which is of either: whether it joins GPUs."""
 
     def __str__(self) -> str:
         return self.name + "-poison" * self.poison + f"-{self.hosts}-hosts" * (self.hosts > 1)
@@ -153,18 +155,19 @@ def _start(
     rank: int, job: dict[str, str], fn: Callable[..., Any], args: tuple[Any, ...], transport: Transport | None
 ) -> _Process:
     here, there = FORK.Pipe()
-    environment = job | {"RANK": str(rank), "LOCAL_RANK": str(_gpu(rank, transport))}
+    environment = job | {"RANK": str(rank), "LOCAL_RANK": str(_gpu(rank, transport, int(job["WORLD_SIZE"])))}
     process = FORK.Process(target=_work, args=(rank, environment, fn, args, transport, here, there), daemon=True)
     process.start()
     there.close()  # so that the end of the rank is the end of the file
     return _Process(process, here)
 
 
-def _gpu(rank: int, transport: Transport | None) -> int:
-    """Ranks of `peer` share GPUs where there are too few."""
-    if transport is None or transport.name != "peer":
+def _gpu(rank: int, transport: Transport | None, world_size: int) -> int:
+    """Each host that is played has all GPUs, and ranks of `peer` share them where there are too few."""
+    if transport is None:
         return rank
-    return rank % max(1, torch.cuda.device_count())
+    place = rank % (world_size // transport.hosts)
+    return place % max(1, torch.cuda.device_count()) if transport.name == "peer" or transport.gpus else place
 
 
 def _work(
@@ -184,7 +187,11 @@ def _work(
         if transport is not None:
             os.environ["ALIQUOT_DEBUG"] = "poison" if transport.poison else ""
             if transport.hosts > 1:
-                os.environ["ALIQUOT_HOST_ID"] = f"host {rank * transport.hosts // int(environment['WORLD_SIZE'])}"
+                host = f"host{rank * transport.hosts // int(environment['WORLD_SIZE'])}"
+                # NCCL believes it too, and goes through sockets.
+                os.environ.update(ALIQUOT_HOST_ID=host, NCCL_HOSTID=host, NCCL_P2P_DISABLE="1", NCCL_SHM_DISABLE="1")
+            if transport.name == "hierarchical" and not transport.gpus:
+                aliquot.gpu.usable = lambda index: False
             torch.set_default_device(aliquot.init(transport=transport.name, timeout=20.0).device)
         answer = (True, fn(rank, *args))
     except BaseException:  # pytest's own outcomes among them

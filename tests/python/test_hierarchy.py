@@ -90,20 +90,42 @@ def test_hosts_that_are_no_hierarchy_are_refused(hosts: str) -> None:
         )
 
 
-def ask_with_gpus(rank: int) -> str:
-    from aliquot import gpu
+def chosen_of_gpus(rank: int, hosts: str, mapped: str) -> tuple[str, tuple[str, str]]:
+    """Where each rank says that it has a GPU, and those of the ranks in `mapped` map each other's memory."""
+    from aliquot import _core, gpu, rendezvous, subsets, world
 
-    os.environ["ALIQUOT_HOST_ID"] = str(rank // 2)
+    os.environ["ALIQUOT_HOST_ID"] = hosts[rank]
     gpu.usable = lambda index: True
-    with pytest.raises(aliquot.DeviceError) as refused:
-        aliquot.init()
-    return str(refused.value)
+    _core.can_map_peers = lambda beside, index: mapped[rank] == "y"
+    met = rendezvous.meet(20.0)
+    names = subsets.hosts_of_ranks(met)
+    transport = world._choose(met, names)
+    return transport, world._parts(transport, met, names)
 
 
-def test_gpus_of_several_hosts_are_refused() -> None:
-    for text in run_ranks(WORLD_SIZE, ask_with_gpus, transport=None):
-        assert "the ranks have GPUs on 2 hosts (0, 1), and no transport joins those yet" in text
-        assert 'aliquot.init("hierarchical")' in text
+@pytest.mark.parametrize(
+    ("hosts", "mapped", "expected"),
+    [
+        ("aa", "yy", ("peer", ("peer", "peer"))),
+        ("aa", "yn", ("nccl", ("nccl", "nccl"))),
+        ("aabb", "yyyy", ("hierarchical", ("peer", "nccl"))),
+        ("aabb", "yyyn", ("hierarchical", ("nccl", "nccl"))),
+        ("ab", "yy", ("nccl", ("nccl", "nccl"))),
+        ("aab", "yyy", ("nccl", ("nccl", "nccl"))),
+    ],
+)
+def test_gpus_of_several_hosts_are_joined(hosts: str, mapped: str, expected: tuple[str, tuple[str, str]]) -> None:
+    assert run_ranks(len(hosts), chosen_of_gpus, hosts, mapped, transport=None) == [expected] * len(hosts)
+
+
+def ask_for_peers(rank: int) -> str:
+    os.environ["ALIQUOT_HOST_ID"] = str(rank)
+    return str(error_of(lambda: aliquot.init("peer")))
+
+
+def test_peers_are_of_one_host() -> None:
+    for text in run_ranks(2, ask_for_peers, transport=None):
+        assert "joins GPUs of one host, and the ranks are on ['0', '1']; hierarchical is peer inside" in text
 
 
 def test_ranks_that_skip_units_are_told() -> None:

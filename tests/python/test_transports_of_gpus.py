@@ -38,7 +38,7 @@ def test_auto_stays_on_the_cpu() -> None:
 
 def test_the_core_refuses_too() -> None:
     with pytest.raises(aliquot.Error):
-        _core.nccl_communicator(lambda key, value: None, lambda key: "", "alone", 0, 1, 1.0, 0)
+        _core.nccl_communicator(_core.world_of_one(), 0)
     with pytest.raises(aliquot.Error):
-        _core.peer_communicator(lambda key, value: None, lambda key: "", "alone", 0, 1, 1.0, 0)
+        _core.peer_communicator(_core.world_of_one(), 0)
     assert not _core.can_map_peers(_core.world_of_one(), 0)

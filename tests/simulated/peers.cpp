@@ -1,5 +1,6 @@
 // Fills the seams of the transports peer and nccl: ranks are threads of this process, and read each other's memory
 // where it is.
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
@@ -101,9 +102,23 @@ class SimulatedPeers : public Communicator {
       }
     });
   }
-  void reduce_scatter(const Tag&, const float*, std::span<float>, Stream) override { refuse("reduce_scatter"); }
-  void all_reduce(const Tag&, std::span<float>, Stream) override { refuse("all_reduce"); }
-  void broadcast(const Tag&, std::span<std::byte>, int, Stream) override { refuse("broadcast"); }
+  void reduce_scatter(const Tag&, const float* whole, std::span<float> part, Stream stream) override {
+    collect(reinterpret_cast<const std::byte*>(whole), stream, [=, this](const Meetings::Brought& all) {
+      add(all, static_cast<std::size_t>(rank()) * part.size(), part);
+    });
+  }
+  // Whose sum is written while others still read what it was made of needs a place of its own.
+  void all_reduce(const Tag&, std::span<float> data, Stream stream) override {
+    const auto sum = std::make_shared<std::vector<float>>(data.size());
+    collect(reinterpret_cast<const std::byte*>(data.data()), stream,
+            [=](const Meetings::Brought& all) { add(all, 0, *sum); });
+    give(stream, [=] { std::ranges::copy(*sum, data.begin()); });
+  }
+  void broadcast(const Tag&, std::span<std::byte> data, int root, Stream stream) override {
+    collect(data.data(), stream, [=, this](const Meetings::Brought& all) {
+      if (rank() != root) std::memcpy(data.data(), all[static_cast<std::size_t>(root)], data.size());
+    });
+  }
   void send(const Tag&, std::span<const std::byte>, int, Stream) override { refuse("send"); }
   void receive(const Tag&, std::span<std::byte>, int, Stream) override { refuse("receive"); }
   void barrier(const Tag& tag) override {
@@ -145,6 +160,12 @@ class SimulatedPeers : public Communicator {
 
   [[noreturn]] static void refuse(const char* what) {
     throw InvalidArgument(std::string(what) + " is not among what the simulated peers do");
+  }
+  static void add(const Meetings::Brought& all, std::size_t first, std::span<float> sum) {
+    for (std::size_t i = 0; i < sum.size(); ++i) {
+      sum[i] = 0;
+      for (const std::byte* const theirs : all) sum[i] += reinterpret_cast<const float*>(theirs)[first + i];
+    }
   }
   void await_launches() {
     if (!Launcher::here()) await(every_launch);
@@ -197,11 +218,12 @@ std::unique_ptr<Communicator> make(std::unique_ptr<Communicator> control) {
 
 }  // namespace
 
-std::unique_ptr<Communicator> make_peer_communicator(std::unique_ptr<Communicator> control, Device) {
+std::unique_ptr<Communicator> make_peer_communicator(std::unique_ptr<Communicator> control, Device, ControlChannel*) {
   return make<SimulatedPeers>(std::move(control));
 }
 
-std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> control, Device, const NcclOrigin&) {
+std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> control, Device, const NcclOrigin&,
+                                                     ControlChannel*) {
   return make<SimulatedNccl>(std::move(control));
 }
 

@@ -67,6 +67,9 @@ class Communicator {
   /// either counts in the one order of calls that the ranks must agree on.
   virtual Communicator& host() noexcept { return *this; }
 
+  /// True where reduce_scatter takes less to other hosts than exchange does, since the ranks of a host add up first.
+  virtual bool sums_inside() const noexcept { return false; }
+
   // Two-sided: every rank calls them, in the same order.
 
   /// `part` of each rank, in rank order, into `whole` (world_size * part.size() bytes). `part` may lie inside `whole`

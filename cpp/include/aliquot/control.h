@@ -62,6 +62,14 @@ class ControlChannel {
                                       std::chrono::milliseconds timeout);
   static constexpr std::size_t longest_payload = std::size_t{64} << 20;
 
+  /// Called on the channel's thread, one call at a time. It must not throw.
+  using Listener = std::function<void(int from, const std::string& text)>;
+  /// Calls `listener` with what ranks tell this one under `name`. Keep the result for as long as it may be called.
+  [[nodiscard]] std::shared_ptr<void> listen(const std::string& name, Listener listener);
+  /// Tells one rank something, which comes in the order in which this one tells it. Never waits; who does not listen
+  /// under that name yet, or has left, never hears of it.
+  void tell(int to, const std::string& name, std::string_view text);
+
   /// Says to all ranks that this one gives up, and why. Returns when it is said, or after a second.
   void announce(std::string_view reason) noexcept;
   /// Says that this rank is done: its end is no fault. No call comes after it.

@@ -35,7 +35,8 @@ struct EngineOptions {
   /// gradients that they read stay as long, also those of StoreOptions::transient. Ignored elsewhere.
   bool hide_step = false;
   /// Of HSDP: joins the ranks that hold the same shards as this one, one of each group that shards the model, in the
-  /// order of the groups. Null: there is one group. It outlives the engine. On CPUs.
+  /// order of the groups. Null: there is one group. It outlives the engine. It moves memory of the same kind as the
+  /// communicator of the group.
   Communicator* replicas = nullptr;
 };
 

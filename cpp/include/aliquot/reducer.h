@@ -62,7 +62,7 @@ class Reducer {
   /// counts as zeros. Collective over them. `tag` names it.
   void average(std::size_t unit, Communicator& replicas, const Tag& tag);
   /// The parameter has had a gradient elsewhere.
-  void note_present(std::size_t unit, std::size_t param) { units_.at(unit).present.at(param) = true; }
+  void note_present(std::size_t unit, std::size_t param, Stream = {}) { units_.at(unit).present.at(param) = true; }
 
   /// Forgets all gradients; the next ones are assigned, not added.
   void clear(Stream stream = {});

@@ -33,9 +33,11 @@ std::unique_ptr<Communicator> make_shared_memory_communicator(const KeyValueStor
 /// `hierarchical`: ranks of several hosts, as many on each. `inside` joins those of this rank's host, `between` those
 /// that have this rank's place in each host; rank = between.rank() * inside.world_size() + inside.rank(). Between hosts
 /// each rank moves its share of the bytes only. Sums are taken inside each host first, in rank order, then in the order
-/// of the hosts: the same bits on every rank and in every run, but not those of other transports. Host memory. An error
-/// on one rank ends the world. Both outlive it; others may use them too.
-std::unique_ptr<Communicator> make_hierarchical_communicator(Communicator& inside, Communicator& between);
+/// of the hosts: the same bits on every rank and in every run, but not those of other transports. An error on one rank
+/// ends the world. Both outlive it; others may use them too. Memory is the host's, or where both are transports of GPUs
+/// that of `device`, of which it takes a share of the largest unit for itself.
+std::unique_ptr<Communicator> make_hierarchical_communicator(Communicator& inside, Communicator& between,
+                                                             Device device = {});
 
 /// What the ranks bring of their own to an NCCL communicator, all of them or none; for those who also use another
 /// binding of NCCL, of the same copy of the library.
@@ -44,11 +46,13 @@ struct NcclOrigin {
   void* communicator = nullptr;  ///< NCCL's handle of a communicator of the same ranks; it is split, and stays theirs
 };
 
-/// `nccl`: ranks are GPUs of one host. Pointers are of `device`'s memory, and work is done in the order of the stream;
-/// the host waits for peers only at the first call of a kind, in barrier, and in send and receive. Gathers (all_gather,
-/// broadcast) and everything else have a queue of their own, so that neither waits for the other. Memory of the host
-/// goes through host(), which is `control`: a one-sided communicator of the same ranks, whose timeout is this one's
-/// too.
+/// `nccl`: ranks are GPUs, of any hosts. Pointers are of `device`'s memory, and work is done in the order of the
+/// stream; the host waits for peers only at the first call of a kind, in barrier, and in send and receive. Gathers
+/// (all_gather, broadcast) and everything else have a queue of their own, so that neither waits for the other. Memory
+/// of the host goes through host(), which is `control`: a communicator of the same ranks for host memory, whose timeout
+/// is this one's too. It is one-sided where the ranks are on one host. Between hosts what ranks call travels over
+/// `channel`, which joins these ranks and maybe more, knows them by control's names(), and outlives the communicator;
+/// and all that it joins are told what ends this communicator.
 ///
 /// A thread watches over every rank: within 5 seconds of the death of a rank, of calls that differ between ranks, of an
 /// abort, or of an error that NCCL met, all ranks' collectives on the device have ended, and every later call throws
@@ -56,7 +60,7 @@ struct NcclOrigin {
 /// \throws InvalidArgument if `device` is no GPU or two ranks have the same; CommunicatorError without NCCL;
 /// DeviceError in a build without CUDA
 std::unique_ptr<Communicator> make_nccl_communicator(std::unique_ptr<Communicator> control, Device device,
-                                                     const NcclOrigin& origin = {});
+                                                     const NcclOrigin& origin = {}, ControlChannel* channel = nullptr);
 
 /// Memory of `device` that register_memory of its NCCL communicator makes the most of. Whole pages of 2 MiB: for few,
 /// large pieces. \throws as make_nccl_communicator
@@ -73,7 +77,8 @@ std::unique_ptr<MemoryResource> nccl_memory(Device device);
 /// for a peer that does not replay its own is found by what the device itself says, after the timeout.
 /// \throws InvalidArgument on every rank if one has no GPU, or two can't map each other's memory; DeviceError in a
 /// build without CUDA
-std::unique_ptr<Communicator> make_peer_communicator(std::unique_ptr<Communicator> control, Device device);
+std::unique_ptr<Communicator> make_peer_communicator(std::unique_ptr<Communicator> control, Device device,
+                                                     ControlChannel* channel = nullptr);
 
 /// Whether make_peer_communicator would do for ranks that have these devices. Collective over `control`; the same
 /// answer on every rank.
