@@ -39,7 +39,8 @@ CheckpointFile::CheckpointFile(std::string path, const char* operation, int flag
 
 CheckpointFile CheckpointFile::create(const std::string& path) {
   CheckpointFile file(path, "create", O_WRONLY | O_CREAT | O_EXCL);
-  file.open_past_cache(O_WRONLY);
+  file.direct_ =
+      Descriptor(uninterrupted([&] { return ::open(path.c_str(), O_WRONLY | O_DIRECT | O_NOFOLLOW | O_CLOEXEC); }));
   return file;
 }
 
@@ -48,13 +49,7 @@ CheckpointFile CheckpointFile::open(const std::string& path) {
   struct stat status{};
   if (fstat(file.descriptor_.number(), &status) != 0) file.fail("stat", errno);
   if (!S_ISREG(status.st_mode)) throw CheckpointError(path + " is not a regular file");
-  file.open_past_cache(O_RDONLY);
   return file;
-}
-
-void CheckpointFile::open_past_cache(int mode) {
-  const std::string same = "/proc/self/fd/" + std::to_string(descriptor_.number());  // whatever has its path by now
-  direct_ = Descriptor(uninterrupted([&] { return ::open(same.c_str(), mode | O_DIRECT | O_CLOEXEC); }));
 }
 
 std::uint64_t CheckpointFile::size() const {
@@ -69,20 +64,21 @@ void CheckpointFile::reserve(std::uint64_t bytes) {
   if (errno != EOPNOTSUPP && errno != ENOSYS) fail("reserve " + std::to_string(bytes) + " bytes for", errno);
 }
 
-template <typename Call>
-ssize_t CheckpointFile::move(std::uint64_t offset, std::size_t bytes, const Call& call) const {
-  if (direct_ && offset % direct_block == 0 && bytes % direct_block == 0) {
-    const ssize_t moved = uninterrupted([&] { return call(direct_.number()); });
-    if (moved >= 0 || errno != EINVAL) return moved;  // else a disk of larger blocks, or memory that lies askew
+ssize_t CheckpointFile::write_some(std::span<const std::byte> data, std::uint64_t offset) {
+  const auto write_to = [&](const Descriptor& descriptor) {
+    return uninterrupted(
+        [&] { return pwrite(descriptor.number(), data.data(), data.size(), static_cast<off_t>(offset)); });
+  };
+  if (direct_ && offset % direct_block == 0 && data.size() % direct_block == 0) {
+    const ssize_t written = write_to(direct_);
+    if (written >= 0 || errno != EINVAL) return written;  // else a disk of larger blocks
   }
-  return uninterrupted([&] { return call(descriptor_.number()); });
+  return write_to(descriptor_);
 }
 
 void CheckpointFile::write(std::span<const std::byte> data, std::uint64_t offset) {
   while (!data.empty()) {
-    const ssize_t written = move(offset, data.size(), [&](int file) {
-      return pwrite(file, data.data(), data.size(), static_cast<off_t>(offset));
-    });
+    const ssize_t written = write_some(data, offset);
     if (written <= 0) fail("write at byte " + std::to_string(offset) + " of", written < 0 ? errno : EIO);
     data = data.subspan(static_cast<std::size_t>(written));
     offset += static_cast<std::uint64_t>(written);
@@ -91,9 +87,8 @@ void CheckpointFile::write(std::span<const std::byte> data, std::uint64_t offset
 
 void CheckpointFile::read(std::span<std::byte> into, std::uint64_t offset) const {
   while (!into.empty()) {
-    const ssize_t got = move(offset, into.size(), [&](int file) {
-      return pread(file, into.data(), into.size(), static_cast<off_t>(offset));
-    });
+    const ssize_t got = uninterrupted(
+        [&] { return pread(descriptor_.number(), into.data(), into.size(), static_cast<off_t>(offset)); });
     if (got < 0) fail("read at byte " + std::to_string(offset) + " of", errno);
     if (got == 0) throw CheckpointError(path_ + " ends at byte " + std::to_string(offset) + " while it is being read");
     into = into.subspan(static_cast<std::size_t>(got));

@@ -27,10 +27,10 @@ class CheckpointFile {
 
   /// Takes the space of `bytes` on the disk now, where the file system can, so that later writes don't lack it.
   void reserve(std::uint64_t bytes);
-  // Past the kernel's cache, which costs a copy and memory that others need, where offset and size allow that and the
-  // memory is aligned to 4096 bytes.
-
+  /// Past the kernel's cache, which costs a copy and memory that others need, as long as offset and size allow that;
+  /// `data` is aligned to 4096 bytes.
   void write(std::span<const std::byte> data, std::uint64_t offset);
+  /// By the cache: ranks of a host read the same chunks, and who takes few bytes of one comes back to it.
   void read(std::span<std::byte> into, std::uint64_t offset) const;
   /// Returns when what was written is on the disk.
   void sync();
@@ -38,15 +38,12 @@ class CheckpointFile {
 
  private:
   CheckpointFile(std::string path, const char* operation, int flags);
-  void open_past_cache(int mode);
-  /// What `call(descriptor)` returns, a write or a read: past the cache if it can be.
-  template <typename Call>
-  ssize_t move(std::uint64_t offset, std::size_t bytes, const Call& call) const;
+  ssize_t write_some(std::span<const std::byte> data, std::uint64_t offset);
   [[noreturn]] void fail(const std::string& operation, int error) const;
 
   std::string path_;
   Descriptor descriptor_;
-  Descriptor direct_;  ///< the same past the cache; none where the file system can't
+  Descriptor direct_;  ///< what writes past the cache; none where the file system can't
 };
 
 }  // namespace aliquot

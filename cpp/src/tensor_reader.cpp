@@ -21,10 +21,8 @@ std::span<float> masters_in(std::span<std::byte> bytes) {
 std::uint32_t TensorReader::read(const FileTensor& tensor, std::uint64_t begin, std::span<std::byte> into,
                                  std::uint32_t crc) {
   if (tensor.low == nullptr) {
-    const auto data = on_host(tensor.device, tensor.data.subspan(begin, into.size()));
-    const std::uint32_t with_data = crc32c(data, crc);
-    std::memcpy(into.data(), data.data(), data.size());
-    return with_data;
+    std::memcpy(into.data(), on_host(tensor.device, tensor.data.subspan(begin, into.size())).data(), into.size());
+    return crc32c(into, crc);  // of what is written, whatever someone else makes of the tensor meanwhile
   }
   const std::uint64_t first = begin / 2, size = into.size() / 2;
   const auto high = on_host(tensor.device, tensor.data.subspan(first, size));
