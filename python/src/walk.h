@@ -35,7 +35,7 @@ class Walk {
     Depth& operator=(const Depth&) = delete;
   };
 
-  static const py::object& in_python(const py::object& change) { return change; }
+  static py::object in_python(const py::object& change) { return change; }
   template <typename Change>
   static py::object in_python(const Change& change) {
     return py::cpp_function([&change](const py::object& tensor) { return change(tensor); });
