@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "aliquot/crc32c.h"
 #include "aliquot/error.h"
 #include "checkpoint_file.h"
 #include "chunk_buffer.h"
@@ -26,12 +27,12 @@ class Contents {
   std::uint64_t bytes() const noexcept { return bytes_; }
   std::size_t chunks() const noexcept { return (bytes_ + chunk_bytes - 1) / chunk_bytes; }
 
-  /// The bytes from `offset` on, up to the end of a tensor at most; `crc` goes on over them. Returns how many.
-  std::size_t read(std::uint64_t offset, std::span<std::byte> into, TensorReader& reader, std::uint32_t& crc) const {
+  /// The bytes from `offset` on, up to the end of a tensor at most. Returns how many.
+  std::size_t read(std::uint64_t offset, std::span<std::byte> into, TensorReader& reader) const {
     const auto i = static_cast<std::size_t>(std::ranges::upper_bound(begins_, offset) - begins_.begin() - 1);
     const std::uint64_t begin = offset - begins_[i];
     const auto count = std::min<std::uint64_t>(tensors_[i]->bytes() - begin, into.size());
-    crc = reader.read(*tensors_[i], begin, into.first(count), crc);
+    reader.read(*tensors_[i], begin, into.first(count));
     return count;
   }
 
@@ -59,7 +60,9 @@ struct ChunkWriter {
     std::uint32_t crc = 0;
     for (std::size_t filled = 0; filled < chunk.size();) {
       const auto step = chunk.subspan(filled, std::min(TensorReader::step_bytes, chunk.size() - filled));
-      filled += contents.read(offset + filled, step, reader, crc);
+      const std::size_t count = contents.read(offset + filled, step, reader);
+      crc = crc32c(step.first(count), crc);  // of what is written, whatever becomes of the tensor meanwhile
+      filled += count;
     }
     file.write(chunk, offset);
     return crc;

@@ -18,9 +18,8 @@ class TensorReader {
   /// Most bytes at a time.
   static constexpr std::size_t step_bytes = Staging::bytes;
 
-  /// Bytes [begin, begin + into.size()) of `tensor`, whole elements of it. Returns their checksum, which goes on from
-  /// `crc`: it is taken while they are in the core's cache. \throws DeviceError
-  std::uint32_t read(const FileTensor& tensor, std::uint64_t begin, std::span<std::byte> into, std::uint32_t crc);
+  /// Bytes [begin, begin + into.size()) of `tensor`, whole elements of it. \throws DeviceError
+  void read(const FileTensor& tensor, std::uint64_t begin, std::span<std::byte> into);
 
  private:
   /// `data` itself where it is the host's; else a copy from the byte `first` of the staging on.
