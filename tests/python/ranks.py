@@ -16,7 +16,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -70,6 +70,7 @@ class Ranks:
 
     def __init__(self, world_size: int, fn: Callable[..., Any], *args: Any, transport: Transport | None) -> None:
         job = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        transport = _on_hosts(transport, world_size)
         self._ranks = [_start(rank, job, fn, args, transport) for rank in range(world_size)]
 
     def kill(self, rank: int) -> float:
@@ -162,6 +163,13 @@ def _start(
     return _Process(process, here)
 
 
+def _on_hosts(transport: Transport | None, world_size: int) -> Transport | None:
+    """NCCL gives a GPU to one rank of a host only: where there are too few, each rank plays a host."""
+    if transport is None or transport.name != "nccl" or torch.cuda.device_count() >= world_size:
+        return transport
+    return replace(transport, hosts=world_size)
+
+
 def _gpu(rank: int, transport: Transport | None, world_size: int) -> int:
     """Each host that is played has all GPUs, and ranks of `peer` share them where there are too few."""
     if transport is None:
@@ -187,9 +195,7 @@ def _work(
         if transport is not None:
             os.environ["ALIQUOT_DEBUG"] = "poison" if transport.poison else ""
             if transport.hosts > 1:
-                host = f"host{rank * transport.hosts // int(environment['WORLD_SIZE'])}"
-                # NCCL believes it too, and goes through sockets.
-                os.environ.update(ALIQUOT_HOST_ID=host, NCCL_HOSTID=host, NCCL_P2P_DISABLE="1", NCCL_SHM_DISABLE="1")
+                play_host(rank * transport.hosts // int(environment["WORLD_SIZE"]))
             if transport.name == "hierarchical" and not transport.gpus:
                 aliquot.gpu.usable = lambda index: False
             torch.set_default_device(aliquot.init(transport=transport.name, timeout=20.0).device)
@@ -199,6 +205,12 @@ def _work(
     pipe.send_bytes(pickle.dumps(answer))  # not pipe.send(): torch would send tensors as handles of shared memory
     with contextlib.suppress(EOFError, ConnectionResetError):
         pipe.recv_bytes()  # stay until the parent ends the job: rank 0 may hold the store that the others talk to
+
+
+def play_host(number: int) -> None:
+    """Takes this rank to be on a host of that number. NCCL believes it too, and goes through sockets."""
+    host = f"host{number}"
+    os.environ.update(ALIQUOT_HOST_ID=host, NCCL_HOSTID=host, NCCL_P2P_DISABLE="1", NCCL_SHM_DISABLE="1")
 
 
 def die_with_parent() -> None:

@@ -7,7 +7,7 @@ from ranks import NCCL, PEER, Transport
 
 @pytest.fixture
 def one_gpu() -> None:
-    """A GPU, which ranks of the transport peer may share."""
+    """A GPU, which ranks may share: those of nccl play hosts then (ranks.py)."""
     _require(1)
 
 
@@ -15,14 +15,6 @@ def one_gpu() -> None:
 def two_gpus() -> None:
     """A GPU for each of two ranks."""
     _require(2)
-
-
-@pytest.fixture
-def gpus(request: pytest.FixtureRequest) -> None:
-    """GPUs for two ranks of the test's transport: on `peer` they may share one."""
-    callspec = getattr(request.node, "callspec", None)
-    transport = callspec.params.get("transport") if callspec else None
-    _require(1 if transport is not None and transport.name == "peer" else 2)
 
 
 def _require(needed: int) -> None:

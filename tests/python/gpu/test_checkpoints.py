@@ -12,7 +12,7 @@ from test_checkpoint_resume import PRECISIONS, cut_off_and_resume
 from test_checkpoint_worlds import load_and_save, save
 from training import STAGES
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("two_gpus")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_gpu")]
 
 
 @pytest.mark.parametrize("wait", [True, False])

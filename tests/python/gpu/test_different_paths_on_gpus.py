@@ -7,7 +7,7 @@ from ranks import NCCL, PEER_POISONED, Transport, run_ranks
 from test_different_paths import CASES, STEPS
 from training import STAGES, train_both
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpus")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_gpu")]
 
 
 def train_all(rank: int, stage: int) -> None:

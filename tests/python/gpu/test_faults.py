@@ -18,7 +18,7 @@ from test_exceptions import PLACES, compare, fail
 from torch import Tensor, nn
 from training import STAGES, Case, Sharded, Turn
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpus")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_gpu")]
 
 SECONDS = 5.0
 LOSSES = 10

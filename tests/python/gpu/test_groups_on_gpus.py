@@ -17,7 +17,7 @@ from test_unfreezing import FROZEN
 from torch import Tensor
 from training import Case, Turn, assert_same_weights, built
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpus")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_gpu")]
 
 CASE = Case(Chain, plain)
 STEPS = 4

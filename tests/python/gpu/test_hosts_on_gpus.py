@@ -9,7 +9,7 @@ import aliquot
 import pytest
 from cases import CASES
 from losing import lose
-from ranks import Transport, run_ranks
+from ranks import Transport, play_host, run_ranks
 from test_different_paths import disagreement
 from torch import Tensor
 from training import STAGES, Sharded, assert_same_bits, train_both
@@ -60,7 +60,8 @@ def test_stages_ranks_and_runs_agree_to_the_bit(world_size: int, replicas: int, 
 
 
 def chosen(rank: int) -> tuple[str, str]:
-    os.environ.update(ALIQUOT_HOST_ID=str(rank // 2), LOCAL_RANK="0")
+    play_host(rank // 2)
+    os.environ["LOCAL_RANK"] = "0"
     world = aliquot.init()
     return world.transport, str(world.device)
 

@@ -19,7 +19,7 @@ from test_moments_of_8_bits import (
 )
 from training import STAGES, assert_same_bits
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpus")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_gpu")]
 
 
 @pytest.mark.parametrize("stage", [0, 3])

@@ -14,7 +14,7 @@ from torch import Tensor
 from traces import TRACKS, outermost, read
 from training import STAGES, Case, Sharded, assert_same_bits
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpus")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_gpu")]
 
 STEPS = 3
 CASE = Case(LanguageModel, language)

@@ -17,7 +17,7 @@ from ranks import NCCL_POISONED, PEER, PEER_POISONED, Transport, run_ranks
 from torch import Tensor
 from training import STAGES, Case, Sharded, Turn, assert_same_bits, assert_same_weights, train_both
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpus")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_gpu")]
 
 LANGUAGE = Case(LanguageModel, language)
 
