@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs the tests of the kernels under each tool of compute-sanitizer, all at once; ends with 1 if one reports anything.
+# Runs the tests of the kernels under each tool of compute-sanitizer, all at once, a process per core; ends with 1 if one
+# reports anything. Minutes, most of them the host's.
 #
 #   tests/cuda/sanitize.sh [PATH OF aliquot_cuda_tests]
 #
@@ -23,20 +24,28 @@ filter="$filter:*IsLongerThanTheGrid*:*IsLargerThanTheDeviceAtOnce*"
 
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
-for tool in memcheck racecheck initcheck synccheck; do
-  { "$sanitizer" --tool "$tool" --error-exitcode 1 "$tests" --gtest_brief=1 --gtest_filter="$filter" \
-    >"$logs/$tool" 2>&1 && touch "$logs/$tool.passed"; } &
+tools="memcheck racecheck initcheck synccheck"
+export GTEST_TOTAL_SHARDS=$((($(nproc) + 3) / 4))
+shards=$(seq 0 $((GTEST_TOTAL_SHARDS - 1)))
+for tool in $tools; do
+  for shard in $shards; do
+    { GTEST_SHARD_INDEX=$shard "$sanitizer" --tool "$tool" --error-exitcode 1 "$tests" --gtest_brief=1 \
+      --gtest_filter="$filter" >"$logs/$tool.$shard" 2>&1 && touch "$logs/$tool.$shard.passed"; } &
+  done
 done
 wait
 
 status=0
-for tool in memcheck racecheck initcheck synccheck; do
-  if [ -e "$logs/$tool.passed" ] && grep -q 'PASSED.*[1-9]' "$logs/$tool"; then
-    echo "$tool: $(grep -o 'PASSED.*' "$logs/$tool"), nothing reported"
-  else
-    status=1
-    echo "$tool:"
-    cat "$logs/$tool"
-  fi
+for tool in $tools; do
+  for shard in $shards; do
+    log=$logs/$tool.$shard
+    if [ -e "$log.passed" ] && grep -q 'PASSED.*[1-9]' "$log"; then
+      echo "$tool, part $shard: $(grep -o "[1-9][0-9]* tests*" "$log" | tail -n 1) passed, nothing reported"
+    else
+      status=1
+      echo "$tool, part $shard:"
+      cat "$log"
+    fi
+  done
 done
 exit $status
