@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <span>
+#include <thread>
+#include <vector>
 
 #include "aliquot/error.h"
 #include "shared_memory.h"
@@ -63,6 +66,17 @@ void Watch::look() {
     compare(rank);
     require_pace(rank, left);
   }
+}
+
+void Watch::require_agreement(const Tag& tag) {
+  const auto last = mine().find(mine().size());
+  const std::uint64_t digest = last ? last->digest : 0;
+  std::vector<std::uint64_t> digests(peers_.size());
+  control_.all_gather(tag, std::as_bytes(std::span(&digest, 1)), reinterpret_cast<std::byte*>(digests.data()), {});
+  if (std::ranges::count(digests, digest) == std::ssize(digests)) return;
+  for (const auto end = Clock::now() + longest_rumour; Clock::now() < end; std::this_thread::yield()) look();
+  throw CommunicatorError("ranks disagree: they have come to " + call_text(mine().size()) +
+                          " by different calls. Every rank must call the same collectives in the same order");
 }
 
 void Watch::look_for_lost() {

@@ -37,6 +37,9 @@ class Watch {
   /// \throws CommunicatorError if a peer made other calls than this rank (names both calls), if one has been behind for
   /// longer than the timeout, or if a rank aborted; PeerLost if one was killed, or left while a call needs it.
   void look();
+  /// Collective over `control`, behind the same number of calls: returns when all ranks are there.
+  /// \throws CommunicatorError on every rank if they got there by different calls
+  void require_agreement(const Tag& tag);
   /// Whoever has met an error of the transport asks first whether a lost rank is the reason: of one that is on another
   /// host this is known a little later. \throws as look() if so
   void look_for_lost();

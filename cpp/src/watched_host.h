@@ -8,7 +8,7 @@
 namespace aliquot {
 
 /// Moves host memory through `control`, and says every call to `watch`: so a rank that waits here for one that is busy
-/// with another collective on the device is found out.
+/// with another collective on the device is found out. Behind a barrier all ranks have made the same calls so far.
 class WatchedHost final : public Communicator {
  public:
   /// \param device  the device's half: what it was given to launch comes first
@@ -49,7 +49,7 @@ class WatchedHost final : public Communicator {
   }
   void barrier(const Tag& tag) override {
     say("barrier", tag, 0);
-    control_.barrier(tag);
+    watch_.require_agreement(tag);
   }
   void require_intact() override { control_.require_intact(); }
   void abort(std::string_view reason) noexcept override { control_.abort(reason); }

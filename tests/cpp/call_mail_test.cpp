@@ -114,6 +114,17 @@ TEST(CallMail, NamesTheFirstCallsThatDifferHoweverFarTheRanksHaveCome) {
   }
 }
 
+TEST(CallMail, NobodyGetsPastABarrierByOtherCalls) {
+  const auto messages = run_apart(2, [](Communicator& control, ControlChannel& channel) {
+    Watch watch(control, &channel);
+    watch.say("all_gather", {"gather", control.rank() == 1 ? "b" : "a"}, 8);
+    watch.say("barrier", {"checkpoint", ""}, 0);
+    rethrow_as_text<CommunicatorError>([&] { watch.require_agreement({"checkpoint", ""}); });
+  });
+  expect_all_say(messages, {"ranks disagree", R"(rank 0 calls all_gather "gather" of unit "a" (size 8, call 1))",
+                            R"(rank 1 calls all_gather "gather" of unit "b" (size 8, call 1))"});
+}
+
 TEST(CallMail, CallsRanksByTheirNamesInTheWorld) {
   const auto messages = run_apart(4,
                                   [](Communicator& control, ControlChannel& channel) {

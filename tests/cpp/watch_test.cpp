@@ -231,5 +231,19 @@ TEST_P(WatchOver, ACallOnTheHostIsOneOfTheCalls) {
                               R"(rank 1 calls barrier "step" (size 0, call 2))"});
 }
 
+TEST_P(WatchOver, NobodyGetsPastABarrierByOtherCalls) {
+  const auto outcomes = run(GetParam(), 3, [](Communicator& control) {
+    Watch watch(control);
+    WatchedHost host(control, watch, control);
+    watch.say("all_gather", {"gather", control.rank() == 2 ? "b" : "a"}, 8);
+    rethrow_as_text<CommunicatorError>([&] { host.barrier({"checkpoint", ""}); });
+  });
+  for (const std::size_t r : {0u, 1u, 2u}) {
+    const std::string with = r == 1 ? "rank 1" : "rank 0";
+    expect_each_says({outcomes[r]}, {"ranks disagree: " + with + R"( calls all_gather "gather" of unit "a")",
+                                     R"(rank 2 calls all_gather "gather" of unit "b" (size 8, call 1))"});
+  }
+}
+
 }  // namespace
 }  // namespace aliquot
