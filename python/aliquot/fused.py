@@ -12,7 +12,7 @@ import torch
 from aliquot import _core
 from aliquot._core import Error, InvalidArgument
 from aliquot.checkpoint.parts import Memory, Plain, Quantized
-from aliquot.checkpoint.putting import put_all
+from aliquot.checkpoint.putting import Putting
 from aliquot.places import Place
 from aliquot.sharded_optimizer import ShardedOptimizer
 from aliquot.states import QuantizedState, Scalars, State, steps_of
@@ -92,6 +92,7 @@ class FusedOptimizer(ShardedOptimizer):
     def prepare(self, states: Iterable[State], scalars: Scalars) -> Callable[[], None]:
         """See ShardedOptimizer."""
         self.require_current()
+        putting = Putting(self.model.world)
         given = {(state.name, state.place): state for state in states}
         steps = self.model.engine.param_steps(self.model.stream())
         for place in self.places():
@@ -107,7 +108,7 @@ class FusedOptimizer(ShardedOptimizer):
                     yield memory, torch.zeros(memory.numel(), device="cpu")
 
         def put() -> None:
-            put_all(values(), self.model.world)
+            putting.put(values())
             self.model.engine.set_param_steps(steps, self.model.stream())
 
         return put

@@ -49,7 +49,7 @@ class Memory(Protocol):
         """Overwrites them with values of the host."""
 
     def is_put_as(self, values: Tensor) -> bool:
-        """Whether `_core.put_values` overwrites `numbers` with these values as `take` would."""
+        """Whether `_core.ValuePutter` overwrites `numbers` with these values as `take` would."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +171,8 @@ class Part:
         return tuple(self.shape) if self.end - self.begin == self.shape.numel() else (self.end - self.begin,)
 
 
-def _are_laid_alike(values: Tensor, on_gpu: Tensor) -> bool:
-    both = (values, on_gpu)
-    return on_gpu.is_cuda and values.numel() == on_gpu.numel() and all(each.is_contiguous() for each in both)
+def _are_laid_alike(values: Tensor, place: Tensor) -> bool:
+    return values.numel() == place.numel() and values.is_contiguous() and place.is_contiguous()
 
 
 def as_bytes(tensor: Tensor) -> ctypes.Array[ctypes.c_char]:
