@@ -57,6 +57,7 @@ class Plain:
     """The elements themselves, in a flat tensor."""
 
     elements: Tensor
+    """Contiguous: a copy that is made when a file is written would come behind what the writer waits for."""
 
     def numel(self) -> int:
         """How many."""
@@ -68,7 +69,7 @@ class Plain:
 
     def numbers(self) -> Numbers:
         """See Memory."""
-        return Numbers(self.elements.contiguous())
+        return Numbers(self.elements)
 
     def take(self, values: Tensor) -> None:
         """See Memory. Rounds to the dtype kept here."""
