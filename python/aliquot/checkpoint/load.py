@@ -181,9 +181,9 @@ class Load:
             for name, of_param in saved.scalars.items()
         }
         self._puts.append(optimizer.prepare(states, scalars))
-        for group, theirs in zip(optimizer.param_groups, saved.groups, strict=True):
+        for number, (group, theirs) in enumerate(zip(optimizer.param_groups, saved.groups, strict=True)):
             settings = {key: unplain(value) for key, value in settings_of(theirs).items()}
-            optimizer.require_settings(group | settings)
+            optimizer.require_settings(number, group | settings)
             self._settle.append(partial(group.update, settings))
         self._settle.append(partial(setattr, optimizer, "skipped_in_a_row", saved.skipped_in_a_row))
 
