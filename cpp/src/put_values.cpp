@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <optional>
+#include <memory>
 #include <vector>
 
 #include "aliquot/split_master.h"
@@ -31,6 +31,20 @@ std::vector<Step> steps_of(std::span<const Put> puts) {
   return steps;
 }
 
+std::span<const float> masters_in(std::span<const std::byte> values) {
+  return {reinterpret_cast<const float*>(values.data()), values.size() / sizeof(float)};
+}
+
+void put_on_host(const Step& step) {
+  const auto values = step.values();
+  if (step.put->low == nullptr) {
+    std::memcpy(step.put->data + step.begin, values.data(), values.size());
+    return;
+  }
+  const auto half = [&](std::byte* data) { return reinterpret_cast<std::uint16_t*>(data + step.begin / 2); };
+  split_masters(masters_in(values), half(step.put->data), half(step.put->low));
+}
+
 void put_plain(const Step& step, const Staging& staging) {
   const auto values = step.values();
   std::memcpy(staging.data(), values.data(), values.size());
@@ -39,7 +53,7 @@ void put_plain(const Step& step, const Staging& staging) {
 
 void put_halves(const Step& step, const Staging& staging) {
   const auto values = step.values();
-  const std::span masters(reinterpret_cast<const float*>(values.data()), values.size() / sizeof(float));
+  const auto masters = masters_in(values);
   auto* const high = reinterpret_cast<std::uint16_t*>(staging.data());
   auto* const low = high + masters.size();
   split_masters(masters, high, low);
@@ -47,18 +61,28 @@ void put_halves(const Step& step, const Staging& staging) {
   copy_async(step.put->low + step.begin / 2, low, values.size() / 2, staging.stream.get());
 }
 
+void put_on_device(const Step& step, const Staging& staging) {
+  (step.put->low == nullptr ? put_plain : put_halves)(step, staging);
+  synchronize(staging.stream.get());
+}
+
 }  // namespace
 
-void put_values(std::span<const Put> puts, Device device, std::size_t threads) {
+ValuePutter::ValuePutter(Device device, std::size_t threads)
+    : device_(device), threads_(workers_for(threads, threads)) {
+  if (device.type == Device::Type::cpu) return;
+  const DeviceGuard guard(device);
+  while (stagings_.size() < threads_) stagings_.push_back(std::make_unique<Staging>(device));
+}
+
+ValuePutter::~ValuePutter() = default;
+
+void ValuePutter::put(std::span<const Put> puts) const {
   const std::vector<Step> steps = steps_of(puts);
-  std::vector<std::optional<Staging>> stagings(workers_for(steps.size(), threads));
-  side_by_side(steps.size(), stagings.size(), [&](std::size_t number, std::size_t worker) {
-    const DeviceGuard guard(device);
-    std::optional<Staging>& staging = stagings[worker];
-    if (!staging) staging.emplace(device);
-    const Step& step = steps[number];
-    (step.put->low == nullptr ? put_plain : put_halves)(step, *staging);
-    synchronize(staging->stream.get());
+  side_by_side(steps.size(), threads_, [&](std::size_t number, std::size_t worker) {
+    if (stagings_.empty()) return put_on_host(steps[number]);
+    const DeviceGuard guard(device_);
+    put_on_device(steps[number], *stagings_[worker]);
   });
 }
 

@@ -12,7 +12,7 @@ import torch
 from aliquot import _core
 from aliquot._core import Error, InvalidArgument
 from aliquot.checkpoint.parts import Memory, Plain, Quantized
-from aliquot.checkpoint.putting import put_all
+from aliquot.checkpoint.putting import Putting
 from aliquot.places import Place
 from aliquot.sharded_optimizer import ShardedOptimizer
 from aliquot.states import QuantizedState, Scalars, State, steps_of
@@ -28,24 +28,24 @@ class FusedOptimizer(ShardedOptimizer):
         """Of a parameter group, as it is now."""
 
     def _begin(self) -> None:
-        rule, *_ = [self._possible_rule(group) for group in self.param_groups]
+        rule, *_ = [self._possible_rule(*numbered) for numbered in enumerate(self.param_groups)]
         self.model.engine.set_groups(self._grouping(), rule)
         self.state_names = frozenset(rule.states)
         self.model.fused = weakref.ref(self)
 
     def _extend(self, group: dict[str, Any]) -> None:
-        self._possible_rule(group)
+        self._possible_rule(len(self.param_groups) - 1, group)
         self.require_current()
         self.model.engine.regroup(self._grouping())
 
-    def _possible_rule(self, group: dict[str, Any]) -> _core.Rule:
-        require_possible(type(self).__name__, group)
+    def _possible_rule(self, number: int, group: dict[str, Any]) -> _core.Rule:
+        require_possible(type(self).__name__, number, group)
         return self._rule(group)
 
-    def require_settings(self, group: dict[str, Any]) -> None:
+    def require_settings(self, number: int, group: dict[str, Any]) -> None:
         """Whatever has a kernel's rule, and can be one."""
-        super().require_settings(group)
-        self._possible_rule(group)
+        super().require_settings(number, group)
+        self._possible_rule(number, group)
 
     def require_current(self) -> None:
         """Refuses to step where the states are another optimizer's."""
@@ -92,6 +92,7 @@ class FusedOptimizer(ShardedOptimizer):
     def prepare(self, states: Iterable[State], scalars: Scalars) -> Callable[[], None]:
         """See ShardedOptimizer."""
         self.require_current()
+        putting = Putting(self.model.world)
         given = {(state.name, state.place): state for state in states}
         steps = self.model.engine.param_steps(self.model.stream())
         for place in self.places():
@@ -107,7 +108,7 @@ class FusedOptimizer(ShardedOptimizer):
                     yield memory, torch.zeros(memory.numel(), device="cpu")
 
         def put() -> None:
-            put_all(values(), self.model.world)
+            putting.put(values())
             self.model.engine.set_param_steps(steps, self.model.stream())
 
         return put
@@ -141,17 +142,41 @@ class FusedOptimizer(ShardedOptimizer):
 
 NOT_NEGATIVE = ("lr", "eps", "weight_decay", "momentum", "lr_decay", "initial_accumulator_value")
 REFUSED = ("amsgrad", "maximize")
+LARGEST = torch.finfo(torch.float32).max
 
 
-def require_possible(name: str, group: dict[str, Any]) -> None:
-    """Refuses hyperparameters that can't be right, and those that have no kernel."""
+def require_possible(name: str, number: int, group: dict[str, Any]) -> None:
+    """Refuses hyperparameters of `param_groups[number]` that can't be right, and those that have no kernel."""
     for key in NOT_NEGATIVE:
-        if key in group and not float(group[key]) >= 0:
-            raise InvalidArgument(f"{name}: {key} is {group[key]}; it is not negative")
-    if not all(0 <= beta < 1 for beta in group.get("betas", ())):
-        raise InvalidArgument(f"{name}: betas is {group['betas']}; each is at least 0 and less than 1")
+        if key in group and not is_between(0, group[key], LARGEST):
+            raise impossible(name, number, group, key, "a finite number that is not negative")
+    if "dampening" in group and not is_between(-LARGEST, group["dampening"], LARGEST):
+        raise impossible(name, number, group, "dampening", "a finite number")
+    if "betas" in group and not _are_betas(group["betas"]):
+        raise impossible(name, number, group, "betas", "two numbers, each at least 0 and less than 1")
     for key in REFUSED:
         if group.get(key):
             raise InvalidArgument(
                 f"{name} has no {key}; aliquot.TorchOptimizer(model, torch.optim.{name}, {key}=True) steps with it"
             )
+
+
+def impossible(name: str, number: int, group: dict[str, Any], key: str, right: str) -> InvalidArgument:
+    """What a hyperparameter that can't be right is refused with."""
+    return InvalidArgument(f"{name}: {key} is {group[key]!r:.100} in param_groups[{number}]; set it to {right}")
+
+
+def is_between(least: float, value: Any, most: float) -> bool:
+    """False also of what is no number, or several."""
+    try:
+        return bool(least <= value <= most)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def _are_betas(value: Any) -> bool:
+    try:
+        first, second = value
+        return bool(0 <= first < 1 and 0 <= second < 1)
+    except (TypeError, ValueError, RuntimeError):
+        return False

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aliquot._core import InvalidArgument
-from aliquot.fused import require_possible
+from aliquot.fused import LARGEST, impossible, is_between, require_possible
 from aliquot.moments import Moments
 from aliquot.piecewise import Piece, PiecewiseOptimizer
 from aliquot.places import Place
@@ -70,7 +70,7 @@ class Muon(PiecewiseOptimizer):
         super().add_param_group(param_group if param_group.get("use_muon", True) else ADAMW | param_group)
 
     def _extend(self, group: dict[str, Any]) -> None:
-        require_possible("Muon", group)
+        _require_possible(len(self.pieces), group)
         for place in map(self._place_of, group["params"]):
             if group["use_muon"] and (len(place.shape) != 2 or place.unit.dtype.is_complex):
                 what = f"its shape is {tuple(place.shape)}, its dtype {place.unit.dtype}"
@@ -82,10 +82,10 @@ class Muon(PiecewiseOptimizer):
         self._settings |= {self._place_of(param): group for param in group["params"]}
         self._owners = self._assigned()
 
-    def require_settings(self, group: dict[str, Any]) -> None:
+    def require_settings(self, number: int, group: dict[str, Any]) -> None:
         """None that make a matrix of what is none, or the other way."""
-        super().require_settings(group)
-        require_possible("Muon", group)
+        super().require_settings(number, group)
+        _require_possible(number, group)
         if any((self._place_of(param) in self._owners) != group["use_muon"] for param in group["params"]):
             raise InvalidArgument(f"Muon: use_muon is {group['use_muon']} for a group that was made with the other")
 
@@ -191,6 +191,19 @@ class Muon(PiecewiseOptimizer):
         for place, result in results.items():
             self.model.broadcast_in_group(self._owners[place], place.name, result)
         return results
+
+
+def _require_possible(number: int, group: dict[str, Any]) -> None:
+    require_possible("Muon", number, group)
+    coefficients, steps = group["ns_coefficients"], group["ns_steps"]
+    if not isinstance(coefficients, tuple | list) or len(coefficients) != 3 or not all(map(_is_finite, coefficients)):
+        raise impossible("Muon", number, group, "ns_coefficients", "three finite numbers")
+    if not isinstance(steps, int) or steps < 0:
+        raise impossible("Muon", number, group, "ns_steps", "an int that is not negative")
+
+
+def _is_finite(value: Any) -> bool:
+    return is_between(-LARGEST, value, LARGEST)
 
 
 def orthogonalize(matrix: Tensor, coefficients: Coefficients, steps: int, eps: float) -> Tensor:

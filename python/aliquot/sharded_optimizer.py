@@ -113,8 +113,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
             self.note(result)
         return loss
 
-    def require_settings(self, group: dict[str, Any]) -> None:
-        """Refuses hyperparameters that can't be right."""
+    def require_settings(self, number: int, group: dict[str, Any]) -> None:
+        """Refuses hyperparameters of `param_groups[number]` that can't be right. Every step asks it."""
         require_positive(group.get("max_grad_norm"))
 
     def require_ready(self) -> None:
@@ -122,8 +122,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
         Collective while a save goes on.
         """  # fmt: skip
         self.model.world.background.poll(self.model.world.communicator)
-        for group in self.param_groups:
-            self.require_settings(group)
+        for number, group in enumerate(self.param_groups):
+            self.require_settings(number, group)
         require_in_store(self.model)
         self.model.require_bound()
 

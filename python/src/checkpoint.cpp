@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <tuple>
@@ -25,6 +26,8 @@ std::span<Byte> memory_at(std::uintptr_t address, std::size_t bytes) {
 using Range = std::tuple<std::uint64_t, std::size_t, std::uintptr_t, std::string>;
 using Written = std::tuple<std::uint64_t, std::vector<std::uint32_t>, std::vector<std::uint64_t>>;
 
+Device device_of(int gpu) { return gpu < 0 ? Device{} : Device{Device::Type::cuda, gpu}; }
+
 FileTensor tensor(std::string name, std::string dtype, std::vector<std::uint64_t> shape, std::uintptr_t address,
                   std::size_t bytes, std::uintptr_t low, int device) {
   return {.name = std::move(name),
@@ -32,7 +35,7 @@ FileTensor tensor(std::string name, std::string dtype, std::vector<std::uint64_t
           .shape = std::move(shape),
           .data = memory_at<const std::byte>(address, bytes),
           .low = reinterpret_cast<const std::byte*>(low),
-          .device = device < 0 ? Device{} : Device{Device::Type::cuda, device}};
+          .device = device_of(device)};
 }
 
 Written write(const std::string& path, const std::vector<FileTensor>& tensors, std::size_t threads) {
@@ -57,14 +60,14 @@ void verify(const std::string& path, std::uint64_t bytes, const std::vector<std:
 /// values, bytes, address, address of the low halves or 0
 using PutTuple = std::tuple<std::uintptr_t, std::size_t, std::uintptr_t, std::uintptr_t>;
 
-void put(const std::vector<PutTuple>& tuples, int device, std::size_t threads) {
+void put(const ValuePutter& putter, const std::vector<PutTuple>& tuples) {
   std::vector<Put> puts;
   puts.reserve(tuples.size());
   for (const auto& [values, bytes, address, low] : tuples) {
     puts.push_back({memory_at<const std::byte>(values, bytes), reinterpret_cast<std::byte*>(address),
                     reinterpret_cast<std::byte*>(low)});
   }
-  put_values(puts, Device{Device::Type::cuda, device}, threads);
+  putter.put(puts);
 }
 
 std::uint32_t checksum(const py::buffer& data, std::uint32_t seed) {
@@ -94,10 +97,13 @@ void register_checkpoint(py::module_& module) {
              "Reads each range (offset, bytes, address, tensor). See aliquot/shard_file.h.");
   module.def("verify_file", &verify, py::arg("path"), py::arg("bytes"), py::arg("crcs"),
              py::arg("threads") = usual_file_threads, released());
-  module.def("put_values", &put, py::arg("puts"), py::arg("device"), py::arg("threads") = usual_file_threads,
-             released(),
-             "Copies each (address of values, bytes, address on the GPU `device`, that of low halves or 0). See "
-             "aliquot/put_values.h.");
+  py::class_<ValuePutter>(module, "ValuePutter", "See aliquot/put_values.h.")
+      .def(py::init([](int device, std::size_t threads) {
+             return std::make_unique<ValuePutter>(device_of(device), threads);
+           }),
+           py::arg("device") = -1, py::arg("threads") = usual_file_threads, released())
+      .def("put", &put, py::arg("puts"), released(),
+           "Copies each (address of values, bytes, address to copy to, that of low halves or 0).");
   module.def("crc32c", &checksum, py::arg("data"), py::arg("seed") = 0,
              "`seed`: the checksum of what comes before `data`.");
 }

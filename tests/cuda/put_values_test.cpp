@@ -39,13 +39,14 @@ TEST_F(CudaPutValues, PutsPlainOnesAndHalves) {
                       {std::as_bytes(std::span(few)), bytes_of(small)},
                       {std::as_bytes(std::span(masters)), bytes_of(upper), bytes_of(lower)}};
   for (const std::size_t threads : {1U, 3U}) {
-    put_values(puts, gpu, threads);
+    const ValuePutter putter(gpu, threads);
+    putter.put(puts);
     EXPECT_TRUE(same_bits(plain.values(), masters));
     EXPECT_TRUE(same_bits(small.values(), few));
     EXPECT_TRUE(same_bits(upper.values(), high));
     EXPECT_TRUE(same_bits(lower.values(), low));
   }
-  put_values({}, gpu, 4);
+  ValuePutter(gpu, 4).put({});
 }
 
 }  // namespace

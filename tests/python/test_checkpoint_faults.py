@@ -173,6 +173,28 @@ def test_damage_is_found_and_nothing_changes(tmp_path: Path) -> None:
     assert manifest_of(after)["ranks"] == manifest_of(before)["ranks"]
 
 
+def load_without_memory(rank: int, directory: Path) -> list[str]:
+    """Each time another rank lacks what it takes to put values in their places."""
+    model, optimizer = everything(3, seed=1)
+    train(model, optimizer, rank, range(2))
+    aliquot.save_checkpoint(directory / "before", model, optimizer, step=0)
+    errors = []
+    for culprit in range(2):
+        made = failing if rank == culprit else _core.ValuePutter
+        with replaced(_core, "ValuePutter", made):
+            errors.append(error_of(lambda: aliquot.load_checkpoint(directory, model, optimizer)))
+    aliquot.save_checkpoint(directory / "after", model, optimizer, step=0)
+    return errors
+
+
+def test_a_load_takes_all_that_it_needs_before_it_changes_anything(tmp_path: Path) -> None:
+    run_ranks(2, save_3, tmp_path)
+    for errors in run_ranks(2, load_without_memory, tmp_path):
+        assert errors == [f"rank {culprit}: OSError: [Errno 28] No space left on device" for culprit in range(2)]
+    before, after = (tmp_path / name / "step_0" for name in ("before", "after"))
+    assert_same_content(content_of(after), content_of(before))
+
+
 def wider() -> nn.Module:
     model = Everything()
     model.odd = nn.Linear(model.odd.in_features, 14, bias=False)

@@ -10,6 +10,8 @@ from typing import Any
 import aliquot
 import pytest
 import torch
+from aliquot.checkpoint.snapshot import Snapshot
+from aliquot.sharded import sharded
 from checkpoints import assert_same_content, content_of, everything, manifest_of, train
 from ranks import run_ranks
 from torch import nn
@@ -97,6 +99,43 @@ def test_states_go_to_any_world(name: str, tmp_path: Path) -> None:
         directory = tmp_path / str(world_size)
         run_ranks(world_size, load_and_save, tmp_path / "source", directory, name, stage)
         assert_same_content(content_of(directory / "step_2"), expected, but="buffer@")
+
+
+class EverySecond(torch.optim.Optimizer):
+    """Keeps a number of each element, and they don't lie side by side."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for param in self.param_groups[0]["params"]:
+            if param.grad is not None:
+                both = torch.stack([param.grad, torch.full_like(param.grad, 9.0)], -1)
+                self.state[param].setdefault("sum", both[..., 0]).add_(param.grad)
+                param.sub_(self.param_groups[0]["lr"] * param.grad)
+
+
+def save_strided(rank: int, directory: Path) -> None:
+    model, optimizer = everything(3, make=lambda model, **_: aliquot.TorchOptimizer(model, EverySecond))
+    train(model, optimizer, rank, range(2))
+    strided = [state for state in optimizer.states() if not state.value.is_contiguous()]
+    assert strided
+    snapshot = Snapshot.of(sharded(model), optimizer, None, (), None, None)
+    snapshot.finish()
+    assert all(part.memory.numbers().elements is part.memory.numbers().elements for part in snapshot.parts)
+    assert all(part.memory.numbers().elements.is_contiguous() for part in snapshot.parts)
+    for wait in (False, True):
+        aliquot.save_checkpoint(directory / str(wait), model, optimizer, step=2, wait=wait)
+
+
+def test_states_that_do_not_lie_side_by_side(tmp_path: Path) -> None:
+    """A device has copied them before threads read them: nothing is copied once the snapshot is finished."""
+    run_ranks(2, save_strided, tmp_path)
+    contents = [content_of(tmp_path / str(wait) / "step_2") for wait in (True, False)]
+    assert any(key.startswith("optimizer/0/sum/") for key in contents[0]["tensors"])
+    assert_same_content(*contents)
+    assert not any((value == 9).any() for key, value in contents[0]["tensors"].items() if "/sum/" in key)
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Adam"])

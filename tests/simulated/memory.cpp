@@ -47,6 +47,7 @@ void* take(std::size_t bytes) {
   void* const data = std::aligned_alloc(page, whole);
   std::memset(data, 0, whole);
   planned().add(data, bytes);
+  simulated::note_taken();
   return data;
 }
 

@@ -2,6 +2,7 @@
 // thread sanitizer sees every hand-over that is missing.
 #include "tests/simulated/streams.h"
 
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <thread>
@@ -72,6 +73,11 @@ Streams& streams() {
 /// What an event was recorded at last; null: never.
 using Recorded = std::shared_ptr<Point>;
 
+std::atomic<std::size_t>& count_of_taken() {
+  static std::atomic<std::size_t> count = 0;
+  return count;
+}
+
 Recorded& recorded(void* handle) { return *static_cast<Recorded*>(handle); }
 
 void* new_event(Device device) { return device.type == Device::Type::cpu ? nullptr : new Recorded; }
@@ -82,6 +88,9 @@ void record(void* handle, Stream stream) {
 }
 
 }  // namespace
+
+std::size_t taken() noexcept { return count_of_taken(); }
+void note_taken() noexcept { ++count_of_taken(); }
 
 void Queue::give(Work work) {
   const std::lock_guard lock(mutex_);
@@ -141,6 +150,7 @@ OwnedStream::OwnedStream(Device device, Priority) : device_(device) {
   const auto queue = std::make_shared<simulated::Queue>();
   handle_ = new std::shared_ptr<simulated::Queue>(queue);
   simulated::streams().add(device, queue);
+  simulated::note_taken();
   std::thread([queue] { queue->run(); }).detach();
 }
 OwnedStream::~OwnedStream() {

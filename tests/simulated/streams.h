@@ -3,6 +3,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <cstddef>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -40,5 +41,9 @@ void synchronize(Device device);
 
 /// True where an address is of the device's memory or pinned, so that streams may use it later.
 bool is_planned(const void* data);
+
+/// How many pieces of such memory, and streams, were taken since the process began.
+std::size_t taken() noexcept;
+void note_taken() noexcept;
 
 }  // namespace aliquot::simulated

@@ -127,7 +127,7 @@ def states_to_save(number: int, optimizer: ShardedOptimizer) -> Iterator[Part]:
 def _state_memory(state: State | QuantizedState, begin: int, end: int) -> Memory:
     if isinstance(state, QuantizedState):
         return state.value
-    return Plain(state.value[begin - state.begin : end - state.begin])
+    return Plain(state.value[begin - state.begin : end - state.begin].contiguous())
 
 
 def gradients_to_save(model: ShardedModel) -> Iterator[Part]:

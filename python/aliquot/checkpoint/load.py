@@ -18,7 +18,7 @@ from aliquot.checkpoint.catalog import Checkpoint, latest_checkpoint, open_check
 from aliquot.checkpoint.manifest import Manifest, OptimizerState
 from aliquot.checkpoint.matching import Matching
 from aliquot.checkpoint.plain import unplain
-from aliquot.checkpoint.putting import put_all
+from aliquot.checkpoint.putting import Putting
 from aliquot.checkpoint.reading import Reading
 from aliquot.checkpoint.rng import rng_states, set_rng_states
 from aliquot.checkpoint.snapshot import Optimizers
@@ -139,7 +139,7 @@ class Load:
             (part.memory, reading.want(matched.key_of(part.key), part.begin, part.end))
             for part in contents.params_to_load(self.model)
         ]
-        self._puts.append(partial(put_all, values, self.model.world))
+        self._puts.append(partial(Putting(self.model.world).put, values))
 
     def _want_buffers(self, reading: Reading, matched: Matching) -> None:
         for name, buffer in contents.buffers_of(self.model).items():
@@ -181,9 +181,9 @@ class Load:
             for name, of_param in saved.scalars.items()
         }
         self._puts.append(optimizer.prepare(states, scalars))
-        for group, theirs in zip(optimizer.param_groups, saved.groups, strict=True):
+        for number, (group, theirs) in enumerate(zip(optimizer.param_groups, saved.groups, strict=True)):
             settings = {key: unplain(value) for key, value in settings_of(theirs).items()}
-            optimizer.require_settings(group | settings)
+            optimizer.require_settings(number, group | settings)
             self._settle.append(partial(group.update, settings))
         self._settle.append(partial(setattr, optimizer, "skipped_in_a_row", saved.skipped_in_a_row))
 

@@ -49,7 +49,7 @@ class Memory(Protocol):
         """Overwrites them with values of the host."""
 
     def is_put_as(self, values: Tensor) -> bool:
-        """Whether `_core.put_values` overwrites `numbers` with these values as `take` would."""
+        """Whether `_core.ValuePutter` overwrites `numbers` with these values as `take` would."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Plain:
     """The elements themselves, in a flat tensor."""
 
     elements: Tensor
+    """Contiguous: a copy that is made when a file is written would come behind what the writer waits for."""
 
     def numel(self) -> int:
         """How many."""
@@ -68,7 +69,7 @@ class Plain:
 
     def numbers(self) -> Numbers:
         """See Memory."""
-        return Numbers(self.elements.contiguous())
+        return Numbers(self.elements)
 
     def take(self, values: Tensor) -> None:
         """See Memory. Rounds to the dtype kept here."""
@@ -171,9 +172,8 @@ class Part:
         return tuple(self.shape) if self.end - self.begin == self.shape.numel() else (self.end - self.begin,)
 
 
-def _are_laid_alike(values: Tensor, on_gpu: Tensor) -> bool:
-    both = (values, on_gpu)
-    return on_gpu.is_cuda and values.numel() == on_gpu.numel() and all(each.is_contiguous() for each in both)
+def _are_laid_alike(values: Tensor, place: Tensor) -> bool:
+    return values.numel() == place.numel() and values.is_contiguous() and place.is_contiguous()
 
 
 def as_bytes(tensor: Tensor) -> ctypes.Array[ctypes.c_char]:

@@ -13,14 +13,22 @@ from aliquot.checkpoint.threads import file_threads
 from aliquot.world import World
 
 
-def put_all(values: Iterable[tuple[Memory, Tensor]], world: World) -> None:
-    """Overwrites the elements of each memory. To a device they go together, by several threads."""
-    together = []
-    for memory, given in values:
-        if memory.is_put_as(given):
-            together.append((given, memory.numbers()))
-        else:
-            memory.take(given)
-    if together:
-        torch.cuda.current_stream(world.device).synchronize()  # threads have streams of their own
-        _core.put_values([place.given(value) for value, place in together], world.gpu, file_threads(world))
+class Putting:
+    """Puts values when a load may not fail any more: what that takes of a device is there from the beginning."""
+
+    def __init__(self, world: World) -> None:
+        self._device = world.device
+        on_gpu = world.device.type == "cuda"
+        self._putter = _core.ValuePutter(world.gpu if on_gpu else -1, file_threads(world))
+
+    def put(self, values: Iterable[tuple[Memory, Tensor]]) -> None:
+        """Overwrites the elements of each memory; as many as can be go together, by several threads."""
+        together = []
+        for memory, given in values:
+            if memory.is_put_as(given):
+                together.append((given, memory.numbers()))
+            else:
+                memory.take(given)
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()  # threads have streams of their own
+        self._putter.put([place.given(value) for value, place in together])
