@@ -3,15 +3,10 @@
 #include "aliquot/error.h"
 
 namespace aliquot {
-namespace {
-
-bool on_cpu(Device device) { return device.type == Device::Type::cpu; }
-
-}  // namespace
 
 Scratch::Scratch(Device device)
-    : of_device_(on_cpu(device) ? nullptr : device_memory(device)), memory_(of_device_ ? *of_device_ : host_memory()),
-      used_(device) {}
+    : of_device_(device.type == Device::Type::cpu ? nullptr : device_memory(device)),
+      memory_(of_device_ ? *of_device_ : host_memory()), used_(device) {}
 
 Scratch::~Scratch() {
   try {
