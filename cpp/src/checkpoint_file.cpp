@@ -96,6 +96,10 @@ void CheckpointFile::read(std::span<std::byte> into, std::uint64_t offset) const
   }
 }
 
+void CheckpointFile::forget(std::uint64_t offset, std::uint64_t bytes) const noexcept {
+  posix_fadvise(descriptor_.number(), static_cast<off_t>(offset), static_cast<off_t>(bytes), POSIX_FADV_DONTNEED);
+}
+
 void CheckpointFile::sync() {
   if (uninterrupted([&] { return fsync(descriptor_.number()); }) != 0) fail("fsync", errno);
 }

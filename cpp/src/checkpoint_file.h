@@ -32,6 +32,8 @@ class CheckpointFile {
   void write(std::span<const std::byte> data, std::uint64_t offset);
   /// By the cache: ranks of a host read the same chunks, and who takes few bytes of one comes back to it.
   void read(std::span<std::byte> into, std::uint64_t offset) const;
+  /// Nobody will soon ask for these bytes again: the cache's memory of them is free for others. Only a hint.
+  void forget(std::uint64_t offset, std::uint64_t bytes) const noexcept;
   /// Returns when what was written is on the disk.
   void sync();
   void remove() noexcept;

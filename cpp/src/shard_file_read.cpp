@@ -42,6 +42,8 @@ class ChunkedFile {
     return chunk;
   }
 
+  void forget(std::size_t number, std::size_t bytes) const noexcept { file_.forget(number * chunk_bytes, bytes); }
+
   /// \param tensors  words about what is in it, for the message
   void require_right(std::size_t number, std::span<const std::byte> chunk, const std::string& tensors) const {
     if (crc32c(chunk) == crcs_[number]) return;
@@ -126,16 +128,23 @@ std::vector<std::size_t> chunks_of(std::span<const Piece> pieces) {
   return numbers;
 }
 
+std::size_t bytes_of(std::span<const Piece> pieces) {
+  std::size_t bytes = 0;
+  for (const Piece& piece : pieces) bytes += piece.into.size();
+  return bytes;
+}
+
 }  // namespace
 
 void read_ranges(const std::string& path, std::uint64_t bytes, std::span<const std::uint32_t> crcs,
-                 std::span<const RangeRead> ranges, std::size_t threads) {
+                 std::span<const RangeRead> ranges, std::size_t threads, PageCache cache) {
   const ChunkedFile file(path, bytes, crcs);
   const std::vector<Piece> pieces = pieces_of(file, ranges);
   for_each_chunk(file, chunks_of(pieces), threads, [&](std::size_t number, std::span<const std::byte> chunk) {
     const auto in_chunk = std::ranges::equal_range(pieces, number, {}, &Piece::chunk);
     file.require_right(number, chunk, tensors_of(in_chunk));
     for (const Piece& piece : in_chunk) std::memcpy(piece.into.data(), chunk.data() + piece.offset, piece.into.size());
+    if (cache == PageCache::drop && bytes_of(in_chunk) >= chunk.size()) file.forget(number, chunk.size());
   });
 }
 

@@ -3,6 +3,7 @@ the headers under aliquot/ for the contracts."""
 
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager
+from enum import Enum
 from typing import Any, Protocol
 
 import torch
@@ -134,6 +135,7 @@ def built_with_cuda() -> bool: ...
 def cuda_device_count() -> int: ...
 
 chunk_bytes: int
+usual_file_threads: int
 
 class FileTensor:
     def __init__(
@@ -143,8 +145,18 @@ class FileTensor:
 def write_shard_file(
     path: str, tensors: Sequence[FileTensor], threads: int = 2
 ) -> tuple[int, list[int], list[int]]: ...
+
+class PageCache(Enum):
+    keep = ...
+    drop = ...
+
 def read_ranges(
-    path: str, bytes: int, crcs: Sequence[int], ranges: Sequence[tuple[int, int, int, str]], threads: int = 2
+    path: str,
+    bytes: int,
+    crcs: Sequence[int],
+    ranges: Sequence[tuple[int, int, int, str]],
+    threads: int = 2,
+    cache: PageCache = ...,
 ) -> None: ...
 def verify_file(path: str, bytes: int, crcs: Sequence[int], threads: int = 2) -> None: ...
 

@@ -44,13 +44,13 @@ Written write(const std::string& path, const std::vector<FileTensor>& tensors, s
 }
 
 void read(const std::string& path, std::uint64_t bytes, const std::vector<std::uint32_t>& crcs,
-          const std::vector<Range>& ranges, std::size_t threads) {
+          const std::vector<Range>& ranges, std::size_t threads, PageCache cache) {
   std::vector<RangeRead> wanted;
   wanted.reserve(ranges.size());
   for (const auto& [offset, count, address, tensor] : ranges) {
     wanted.push_back({offset, memory_at<std::byte>(address, count), tensor});
   }
-  read_ranges(path, bytes, crcs, wanted, threads);
+  read_ranges(path, bytes, crcs, wanted, threads, cache);
 }
 
 void verify(const std::string& path, std::uint64_t bytes, const std::vector<std::uint32_t>& crcs, std::size_t threads) {
@@ -83,6 +83,7 @@ std::uint32_t checksum(const py::buffer& data, std::uint32_t seed) {
 void register_checkpoint(py::module_& module) {
   using released = py::call_guard<py::gil_scoped_release>;
   module.attr("chunk_bytes") = chunk_bytes;
+  module.attr("usual_file_threads") = usual_file_threads;
   py::class_<FileTensor>(module, "FileTensor",
                          "A tensor to be written, by its address. `bytes`: of what lies there. `low`: where it is the "
                          "high halves of split masters, the address of the low ones. See aliquot/shard_file.h.")
@@ -92,8 +93,9 @@ void register_checkpoint(py::module_& module) {
              released(),
              "Returns the file's bytes, the checksums of its chunks and the offsets of the tensors. See "
              "aliquot/shard_file.h.");
+  py::enum_<PageCache>(module, "PageCache").value("keep", PageCache::keep).value("drop", PageCache::drop);
   module.def("read_ranges", &read, py::arg("path"), py::arg("bytes"), py::arg("crcs"), py::arg("ranges"),
-             py::arg("threads") = usual_file_threads, released(),
+             py::arg("threads") = usual_file_threads, py::arg("cache") = PageCache::keep, released(),
              "Reads each range (offset, bytes, address, tensor). See aliquot/shard_file.h.");
   module.def("verify_file", &verify, py::arg("path"), py::arg("bytes"), py::arg("crcs"),
              py::arg("threads") = usual_file_threads, released());

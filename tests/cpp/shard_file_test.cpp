@@ -134,8 +134,11 @@ TEST_F(ShardFiles, AreTheSameOfAnyNumberOfThreads) {
     EXPECT_EQ(written.crcs, written_.crcs);
     Bytes found(a_.size());
     const RangeRead range{written.offsets[1], found, "a"};
-    read_ranges(path("other"), written.bytes, written.crcs, std::span(&range, 1), threads);
-    EXPECT_EQ(found, a_);
+    for (const PageCache cache : {PageCache::drop, PageCache::keep}) {
+      std::ranges::fill(found, std::byte{});
+      read_ranges(path("other"), written.bytes, written.crcs, std::span(&range, 1), threads, cache);
+      EXPECT_EQ(found, a_);
+    }
     verify_file(path("other"), written.bytes, written.crcs, threads);
     fs::remove(path("other"));
   }

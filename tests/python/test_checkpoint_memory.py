@@ -10,6 +10,9 @@ from typing import Any
 import aliquot
 import pytest
 import torch
+from aliquot import _core
+from aliquot._core import PageCache
+from checkpoints import replaced
 from ranks import run_ranks
 from torch import nn
 
@@ -29,6 +32,37 @@ def trained(stage: int, precision: Any) -> tuple[Any, Any]:
     optimizer.zero_grad()
     gc.collect()
     return model, optimizer
+
+
+def cache_of_a_load(rank: int, directory: Path, stage: int, frozen: bool) -> set[PageCache]:
+    model = aliquot.shard(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8).requires_grad_(not frozen)), stage=stage)
+    aliquot.save_checkpoint(directory, model, step=1)
+    asked, real = set(), _core.read_ranges
+
+    def read(*arguments: Any) -> None:
+        asked.add(arguments[-1])
+        real(*arguments)
+
+    with replaced(_core, "read_ranges", read):
+        aliquot.load_checkpoint(directory, model)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "frozen", "cache"),
+    [
+        (1, 0, False, PageCache.drop),
+        (2, 0, False, PageCache.keep),
+        (2, 1, False, PageCache.drop),
+        (2, 2, True, PageCache.keep),
+        (2, 3, True, PageCache.drop),
+    ],
+)
+def test_the_kernel_keeps_what_several_ranks_of_a_host_read(
+    ranks: int, stage: int, frozen: bool, cache: PageCache, tmp_path: Path
+) -> None:
+    """And of nothing else a copy, which would be as large as the checkpoint."""
+    assert run_ranks(ranks, cache_of_a_load, tmp_path, stage, frozen) == [{cache}] * ranks
 
 
 def in_use(what: str) -> int:

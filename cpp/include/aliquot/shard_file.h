@@ -57,12 +57,19 @@ struct RangeRead {
   std::string_view tensor;  ///< whose they are: for messages
 };
 
+/// What becomes of the kernel's copy of a chunk that was read.
+enum class PageCache {
+  keep,
+  drop,  ///< if all of the chunk was wanted: its memory then serves the next one, where fresh memory would cost more
+};
+
 /// Reads `ranges`, in any order, which may overlap. The file must be a regular one, no link, of `bytes` bytes. Each
 /// chunk that a range touches is read once and compared with its checksum before any of its bytes are handed out; after
 /// an error some of the ranges may have been filled.
 /// \throws CheckpointError  that names file, chunk and tensors; of several damaged chunks the first
 void read_ranges(const std::string& path, std::uint64_t bytes, std::span<const std::uint32_t> crcs,
-                 std::span<const RangeRead> ranges, std::size_t threads = usual_file_threads);
+                 std::span<const RangeRead> ranges, std::size_t threads = usual_file_threads,
+                 PageCache cache = PageCache::keep);
 
 /// As read_ranges of the whole file, but that the bytes go nowhere.
 /// \throws CheckpointError  that names the file and the first damaged chunk

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from aliquot._core import CheckpointError
+from aliquot._core import CheckpointError, PageCache
 from aliquot.checkpoint import contents
 from aliquot.checkpoint.catalog import Checkpoint, latest_checkpoint, open_checkpoint
 from aliquot.checkpoint.manifest import Manifest, OptimizerState
@@ -23,7 +23,7 @@ from aliquot.checkpoint.reading import Reading
 from aliquot.checkpoint.rng import rng_states, set_rng_states
 from aliquot.checkpoint.snapshot import Optimizers
 from aliquot.checkpoint.statefuls import Restored, Stateful, Statefuls, listed, loader_state, require_kinds
-from aliquot.checkpoint.threads import file_threads
+from aliquot.checkpoint.threads import file_threads, ranks_here
 from aliquot.checkpoint.verdict import agree, problem_of
 from aliquot.scaler import GradScaler
 from aliquot.sharded import ShardedModel, sharded
@@ -96,6 +96,14 @@ def load_checkpoint(
     return Loaded(checkpoint.manifest.step, extra, checkpoint.manifest.world_size)
 
 
+def cache_of(model: ShardedModel) -> PageCache:
+    """What ranks of a host all read stays in the kernel's cache until the last has it; else it would only fill it."""
+    apart = model.replicas == 1 and all(
+        model.stage == 3 or (model.stage > 0 and unit.trainable) for unit in model.units
+    )
+    return PageCache.drop if apart or ranks_here(model.world) == 1 else PageCache.keep
+
+
 class Load:
     """One load: first all is made ready beside what is there, then it is put in its place."""
 
@@ -127,7 +135,7 @@ class Load:
             self._want_gradients(reading, checkpoint.manifest)
         contents.note_frozen(optimizers, checkpoint.manifest)
         states = [list(self._want_states(reading, matched, *both)) for both in enumerate(optimizers)]
-        reading.run(file_threads(self.model.world))
+        reading.run(file_threads(self.model.world), cache_of(self.model))
         for number, optimizer in enumerate(optimizers):
             self._prepare_optimizer(optimizer, checkpoint.manifest.optimizers[number], states[number])
         self._settle.append(lambda: self._set_step_counts(checkpoint.manifest.step_counts))

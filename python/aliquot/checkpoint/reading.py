@@ -7,9 +7,9 @@ from collections import defaultdict
 import torch
 
 from aliquot import _core
+from aliquot._core import PageCache
 from aliquot.checkpoint.catalog import Checkpoint
 from aliquot.checkpoint.dtypes import DTYPES
-from aliquot.checkpoint.threads import LEAST
 
 
 class Reading:
@@ -32,8 +32,11 @@ class Reading:
                 self._ranges[piece.file].append((offset, (last - first) * tensor.width, address, key))
         return values
 
-    def run(self, threads: int = LEAST) -> None:
-        """Reads each file with so many threads. Raises CheckpointError where a checksum is wrong."""
+    def run(self, threads: int = _core.usual_file_threads, cache: PageCache = PageCache.keep) -> None:
+        """Reads each file with so many threads. Raises CheckpointError where a checksum is wrong.
+
+        `cache`: whether the kernel keeps what was read, for others or for the next call.
+        """
         for name, ranges in self._ranges.items():
             file = self.checkpoint.manifest.files[name]
-            _core.read_ranges(str(self.checkpoint.path / name), file.bytes, file.crcs, ranges, threads)
+            _core.read_ranges(str(self.checkpoint.path / name), file.bytes, file.crcs, ranges, threads, cache)
