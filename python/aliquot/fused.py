@@ -23,6 +23,8 @@ NO_GROUP = -1
 class FusedOptimizer(ShardedOptimizer):
     """Steps by an update rule of the core (`aliquot/rules.h`), whose states the store holds."""
 
+    keeps_loaded = False
+
     @abstractmethod
     def _rule(self, group: dict[str, Any]) -> _core.Rule:
         """Of a parameter group, as it is now."""

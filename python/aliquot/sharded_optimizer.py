@@ -71,6 +71,9 @@ class ShardedOptimizer(torch.optim.Optimizer):
     state_names: frozenset[str] | None = None
     """Of the states that each parameter has, if it has any; None: whatever a checkpoint says."""
 
+    keeps_loaded = True
+    """Whether tensors that `prepare` was given become its states."""
+
     @property
     def kind(self) -> str:
         """What a checkpoint calls it: only the same kind takes its states."""
@@ -88,7 +91,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
     def prepare(self, states: Iterable[State], scalars: Scalars) -> Callable[[], None]:
         """Makes ready to have these states, of a checkpoint, and no others; what is returned puts them in place.
 
-        Tensors are on the host, and the optimizer's from here on: those of a parameter cover what it steps of it.
+        Tensors are on the host, and, if it `keeps_loaded`, the optimizer's from here on; else only until they are in
+        place. Those of a parameter cover what it steps of it.
         """
 
     @overload

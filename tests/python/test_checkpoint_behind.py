@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aliquot
 import pytest
 import torch
-from aliquot.checkpoint import copies
-from checkpoints import contents, everything, train
+from aliquot.checkpoint import copies, reading
+from aliquot.sharded import sharded
+from checkpoints import contents, everything, replaced, train
 from ranks import SHARED_MEMORY, TRANSPORTS, Transport, run_ranks, started
+from torch import Tensor
 
 
 def train_behind(rank: int, directory: Path) -> None:
@@ -50,7 +55,7 @@ def test_a_save_behind_training_ends_before_the_process(tmp_path: Path) -> None:
 def test_memory_is_kept_for_the_same_tensors_and_given_back_before_others_take_theirs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    take, kept = copies._pageable, copies.HostCopies()
+    take, kept = copies.pageable, copies.HostCopies()
     taken: list[weakref.ref[torch.Tensor]] = []
     beside: list[int] = []
 
@@ -60,9 +65,40 @@ def test_memory_is_kept_for_the_same_tensors_and_given_back_before_others_take_t
         taken.append(weakref.ref(memory))
         return memory
 
-    monkeypatch.setattr(copies, "_pageable", noted)
+    monkeypatch.setattr(copies, "pageable", noted)
     for value, sizes in enumerate([(3, 5, 7), (3, 5, 7), (3, 6, 7)]):
         kept.begin()
         for size in sizes:
             assert kept.of(torch.full((size,), value)).tolist() == [value] * size
     assert beside == [0, 1, 2, 1, 2]
+
+
+def load_with_kept_copies(rank: int, directory: Path, kept: bool, optimizer: Callable[[Any], Any]) -> list[Any]:
+    """The sizes of what the load took, and the losses of training that goes on behind it and behind one more save."""
+    model, stepped = everything(3, make=lambda model, **_: optimizer(model))
+    train(model, stepped, rank, range(2))
+    aliquot.save_checkpoint(directory, model, stepped, step=2, wait=not kept)
+    train(model, stepped, rank, range(2, 4))
+    taken: list[int] = []
+
+    def noted(size: int) -> Tensor:
+        taken.append(size)
+        return torch.empty(size, dtype=torch.uint8)
+
+    with replaced(copies, "pageable", noted), replaced(reading, "pageable", noted):
+        aliquot.load_checkpoint(directory, model, stepped)
+    lent = {memory.data_ptr() for memory in sharded(model).world.background.copies._taken}
+    assert not lent & {state.value.untyped_storage().data_ptr() for state in stepped.states()}
+    train(model, stepped, rank, range(2, 4))
+    aliquot.save_checkpoint(directory, model, stepped, step=4, wait=not kept)
+    return [sum(taken), train(model, stepped, rank, range(4, 6))]
+
+
+@pytest.mark.parametrize("optimizer", [aliquot.AdamW, partial(aliquot.TorchOptimizer, optimizer=torch.optim.Adam)])
+def test_a_load_borrows_the_memory_of_copies(optimizer: Callable[[Any], Any], tmp_path: Path) -> None:
+    """And gives it back: what the next save copies there is nobody else's."""
+    kept = run_ranks(2, load_with_kept_copies, tmp_path / "kept", True, optimizer)
+    fresh = run_ranks(2, load_with_kept_copies, tmp_path / "fresh", False, optimizer)
+    for (_, losses), (_, expected) in zip(kept, fresh, strict=True):
+        assert torch.equal(torch.stack(losses), torch.stack(expected))
+    assert all(some < 0.7 * more for (some, _), (more, _) in zip(kept, fresh, strict=True))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,17 +30,27 @@ class HostCopies:
         pinned = tensor.device.type == "cuda"
         if self._given == len(self._taken) or not _fits(self._taken[self._given], tensor.nbytes, pinned):
             del self._taken[self._given :]  # before more is taken
-            self._taken.append(_pinned(tensor.nbytes) if pinned else _pageable(tensor.nbytes))
+            self._taken.append(_pinned(tensor.nbytes) if pinned else pageable(tensor.nbytes))
         memory = self._taken[self._given]
         self._given += 1
         return memory.view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
+
+    def lender(self) -> Callable[[int], Tensor]:
+        """Of a load, which is over before the next save begins: gives each kept piece once, to who wants its size, and
+        fresh memory to others.
+        """  # fmt: skip
+        spare: dict[int, list[Tensor]] = defaultdict(list)
+        for memory in reversed(self._taken):
+            spare[memory.nbytes].append(memory)
+        return lambda size: spare[size].pop() if spare[size] else pageable(size)
 
 
 def _fits(memory: Tensor, size: int, pinned: bool) -> bool:
     return memory.nbytes == size and memory.is_pinned() == pinned
 
 
-def _pageable(size: int) -> Tensor:
+def pageable(size: int) -> Tensor:
+    """So many bytes of fresh memory."""
     return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 

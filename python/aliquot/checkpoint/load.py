@@ -128,7 +128,7 @@ class Load:
         matched = Matching(self.model, checkpoint.manifest)
         matched.require_model()
         matched.require_optimizers(optimizers)
-        reading = Reading(checkpoint)
+        reading = Reading(checkpoint, self.model.world.background.copies.lender())
         self._want_params(reading, matched)
         self._want_buffers(reading, matched)
         if optimizers and checkpoint.manifest.gradients:
@@ -144,7 +144,7 @@ class Load:
 
     def _want_params(self, reading: Reading, matched: Matching) -> None:
         values = [
-            (part.memory, reading.want(matched.key_of(part.key), part.begin, part.end))
+            (part.memory, reading.borrow(matched.key_of(part.key), part.begin, part.end))
             for part in contents.params_to_load(self.model)
         ]
         self._puts.append(partial(Putting(self.model.world).put, values))
@@ -178,9 +178,10 @@ class Load:
     def _want_states(
         self, reading: Reading, matched: Matching, number: int, optimizer: ShardedOptimizer
     ) -> Iterator[State]:
+        want = reading.want if optimizer.keeps_loaded else reading.borrow
         for place, begin, numel in contents.pieces_to_load(optimizer):
             for state in matched.states_of(number, place):
-                values = reading.want(contents.state_key(number, state, place.name), begin, begin + numel)
+                values = want(contents.state_key(number, state, place.name), begin, begin + numel)
                 yield State(state, place, begin, values)
 
     def _prepare_optimizer(self, optimizer: ShardedOptimizer, saved: OptimizerState, states: list[State]) -> None:

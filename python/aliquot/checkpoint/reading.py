@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
-import torch
+from torch import Tensor
 
 from aliquot import _core
 from aliquot._core import PageCache
 from aliquot.checkpoint.catalog import Checkpoint
+from aliquot.checkpoint.copies import pageable
 from aliquot.checkpoint.dtypes import DTYPES
 
 
 class Reading:
     """Collects what is wanted, then reads each file once."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, lend: Callable[[int], Tensor] = pageable) -> None:
         self.checkpoint = checkpoint
+        self._lend = lend
+        """Gives so many bytes of memory, as long as the reading is used."""
         self._ranges: dict[str, list[tuple[int, int, int, str]]] = defaultdict(list)
         """By file: offset, bytes, address, tensor."""
 
-    def want(self, key: str, begin: int, end: int) -> torch.Tensor:
-        """Where elements [begin, end) of the flattened tensor will be."""
+    def want(self, key: str, begin: int, end: int) -> Tensor:
+        """Where elements [begin, end) of the flattened tensor will be, for good."""
+        return self._want(key, begin, end, pageable)
+
+    def borrow(self, key: str, begin: int, end: int) -> Tensor:
+        """The same for who only copies them to elsewhere."""
+        return self._want(key, begin, end, self._lend)
+
+    def _want(self, key: str, begin: int, end: int, take: Callable[[int], Tensor]) -> Tensor:
         tensor = self.checkpoint.manifest.tensors[key]
-        values = torch.empty(end - begin, dtype=DTYPES[tensor.dtype], device="cpu")
+        values = take((end - begin) * tensor.width).view(DTYPES[tensor.dtype])
         for piece in tensor.pieces:
             first, last = max(begin, piece.begin), min(end, piece.end)
             if first < last:
