@@ -112,7 +112,7 @@ void WatchedCommunicator::watch(const std::stop_token& stop) noexcept {
     try {
       look_at_device();
     } catch (const Error&) {
-      watch_.look_for_lost();
+      watch_.look_for_reason();
       throw;
     }
   };

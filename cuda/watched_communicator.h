@@ -79,7 +79,7 @@ class WatchedCommunicator : public Communicator {
       act();
     } catch (const Error& error) {
       failure_.raise();  // what an abort or a lost rank leads to is not its reason
-      fails([this] { watch_.look_for_lost(); });
+      fails([this] { watch_.look_for_reason(); });
       end(named() + ": " + error.what());
       failure_.raise_if_lost();
       throw;

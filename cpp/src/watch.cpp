@@ -14,8 +14,9 @@ namespace {
 
 using namespace std::chrono_literals;
 
-// A rank's death is known within this time.
+// A rank's death, and what others called, are known within this time.
 constexpr auto longest_rumour = 2s;
+constexpr auto between_letters = 20ms;
 
 /// Where one-sided ranks keep their calls; for others, room of this rank's own.
 PeerMemory memory_of_calls(Communicator& control, const ControlChannel* channel) {
@@ -79,9 +80,12 @@ void Watch::require_agreement(const Tag& tag) {
                           " by different calls. Every rank must call the same collectives in the same order");
 }
 
-void Watch::look_for_lost() {
-  if (mail_) channel_->look_for_lost(longest_rumour);
-  control_.require_intact();
+void Watch::look_for_reason() {
+  look();
+  if (!mail_) return;
+  for (const auto end = Clock::now() + longest_rumour; Clock::now() < end; look()) {
+    channel_->look_for_lost(between_letters);
+  }
 }
 
 // Equal digests of call n say that all calls up to n were equal, so only the last one that both made is looked at.

@@ -40,9 +40,9 @@ class Watch {
   /// Collective over `control`, behind the same number of calls: returns when all ranks are there.
   /// \throws CommunicatorError on every rank if they got there by different calls
   void require_agreement(const Tag& tag);
-  /// Whoever has met an error of the transport asks first whether a lost rank is the reason: of one that is on another
-  /// host this is known a little later. \throws as look() if so
-  void look_for_lost();
+  /// Whoever has met an error of the transport asks first whether a lost rank, or calls that differ, are the reason: of
+  /// other hosts this is known a little later. \throws as look() if so
+  void look_for_reason();
 
  private:
   using Clock = std::chrono::steady_clock;

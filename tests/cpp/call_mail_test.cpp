@@ -194,10 +194,24 @@ TEST(CallMail, ALostRankIsTheReasonForWhatElseGoesWrong) {
     Apart control(*inner, channel);
     Watch watch(control, &channel);
     if (rank == 1) raise(SIGKILL);
-    rethrow_as_text<PeerLost>([&] { watch.look_for_lost(); });
+    rethrow_as_text<PeerLost>([&] { watch.look_for_reason(); });
   });
   EXPECT_EQ(outcomes[1].signal, SIGKILL);
   expect_each_says({outcomes[0]}, {"rank 1", "is gone"});
+}
+
+TEST(CallMail, CallsThatDifferAreTheReasonForWhatElseGoesWrong) {
+  const auto messages = run_apart(2, [](Communicator& control, ControlChannel& channel) {
+    Watch watch(control, &channel);
+    watch.say("all_gather", {"gather", control.rank() == 1 ? "b" : "a"}, 8);
+    try {
+      watch.look_for_reason();
+    } catch (const CommunicatorError& error) {
+      control.abort(error.what());
+      throw std::runtime_error(error.what());
+    }
+  });
+  expect_all_say(messages, {"ranks disagree: rank 0 calls all_gather", "rank 1 calls all_gather"});
 }
 
 TEST(CallMail, NeedsAChannelThatKnowsTheRanksByTheSameNames) {
