@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 from aliquot._core import InvalidArgument
 from aliquot.fused import LARGEST, impossible, is_between, require_possible
 from aliquot.moments import Moments
+from aliquot.orthogonal import Coefficients, orthogonalized
 from aliquot.piecewise import Piece, PiecewiseOptimizer
 from aliquot.places import Place
 from aliquot.sharded_optimizer import Params
 from aliquot.states import Scalars, State, steps_of
 from aliquot.unit import Unit
 
-Coefficients = tuple[float, float, float]
+Item = TypeVar("Item")
 
 ADAMW = {"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0}
 """What a group with `use_muon=False` is stepped with, unless it says otherwise: as Jordan's `MuonWithAuxAdam`."""
@@ -134,18 +136,22 @@ class Muon(PiecewiseOptimizer):
 
     def step_pieces(self) -> None:
         """One update."""
-        stepped = [piece for pieces in self.pieces for piece in pieces if piece.value.grad is not None]
+        of_unit: dict[Unit, list[Piece]] = defaultdict(list)
+        for piece in (piece for pieces in self.pieces for piece in pieces if piece.value.grad is not None):
+            if piece.place in self._owners:
+                of_unit[piece.place.unit].append(piece)
+            else:
+                self._step_aside(piece)
         for unit in self.model.units:
             matrices = [place for place in unit.places if place in self._owners]
-            pieces = [piece for piece in stepped if piece.place.unit is unit and piece.place in self._owners]
             if matrices and unit.trainable:
-                whole = self._whole(unit, {piece: self._direction(piece) for piece in pieces})
-                orthogonal = self._orthogonalized(matrices, whole)
-                for piece in pieces:
-                    _apply(piece, orthogonal[piece.place], self._settings[piece.place])
-        for piece in stepped:
-            if piece.place not in self._owners:
-                self._step_aside(piece)
+                self._step_matrices(unit, matrices, of_unit[unit])
+
+    def _step_matrices(self, unit: Unit, matrices: list[Place], pieces: list[Piece]) -> None:
+        whole = self._whole(unit, self._directions(pieces))
+        orthogonal = self._orthogonalized(matrices, whole)
+        for alike in _alike(pieces, lambda piece: (id(self._settings[piece.place]), piece.place.shape)):
+            _apply(alike, orthogonal, self._settings[alike[0].place])
 
     def _step_aside(self, piece: Piece) -> None:
         """By AdamW."""
@@ -155,15 +161,20 @@ class Muon(PiecewiseOptimizer):
             self._moments[piece] = Moments(torch.zeros_like(gradient), torch.zeros_like(gradient))
         self._moments[piece].step(value, gradient, self._settings[piece.place])
 
-    def _direction(self, piece: Piece) -> Tensor:
+    def _directions(self, pieces: list[Piece]) -> dict[Piece, Tensor]:
         """The momentum, before it is made orthogonal."""
-        group, gradient = self._settings[piece.place], piece.value.grad
-        assert gradient is not None
-        beta = group["momentum"]
-        if piece not in self._momentum:
-            self._momentum[piece] = torch.zeros_like(gradient)
-        momentum = self._momentum[piece].lerp_(gradient, 1 - beta)
-        return gradient.lerp(momentum, beta) if group["nesterov"] else momentum
+        directions: dict[Piece, Tensor] = {}
+        for alike in _alike(pieces, lambda piece: id(self._settings[piece.place])):
+            group = self._settings[alike[0].place]
+            gradients = [piece.value.grad for piece in alike if piece.value.grad is not None]
+            for piece, gradient in zip(alike, gradients, strict=True):
+                if piece not in self._momentum:
+                    self._momentum[piece] = torch.zeros_like(gradient)
+            momenta = [self._momentum[piece] for piece in alike]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            ahead = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
+            directions |= zip(alike, ahead, strict=True)
+        return directions
 
     def _whole(self, unit: Unit, directions: dict[Piece, Tensor]) -> Tensor:
         """The flat unit of directions, in bf16, from what each rank has of it."""
@@ -172,22 +183,23 @@ class Muon(PiecewiseOptimizer):
         numel = engine.numel(unit.index) // (shards.world_size if sharded else 1)
         held = torch.zeros(numel, dtype=torch.bfloat16, device=self.model.world.device)
         first = shards.rank * numel if sharded else 0
-        for piece, direction in directions.items():
-            begin = engine.offset(unit.index, piece.place.index) + piece.begin - first
-            held[begin : begin + direction.numel()] = direction
+        begins = [engine.offset(unit.index, piece.place.index) + piece.begin - first for piece in directions]
+        if directions:
+            into = [held[begin : begin + piece.value.numel()] for begin, piece in zip(begins, directions, strict=True)]
+            torch._foreach_copy_(into, list(directions.values()))
         return self.model.gather_from_group(f"momentum of {unit.name}", held) if sharded else held
 
     def _orthogonalized(self, matrices: list[Place], whole: Tensor) -> dict[Place, Tensor]:
         """Flat. All ranks work at once, and then tell one another."""
-        results: dict[Place, Tensor] = {}
-        for place in matrices:
-            begin = self.model.engine.offset(place.unit.index, place.index)
-            results[place] = whole[begin : begin + place.shape.numel()]
-            if self._owners[place] == self.model.shards.rank:
-                group = self._settings[place]
-                matrix = results[place].view(place.shape)
-                orthogonal = orthogonalize(matrix, group["ns_coefficients"], group["ns_steps"], group["eps"])
-                results[place] = orthogonal.contiguous().flatten()
+        begins = [self.model.engine.offset(place.unit.index, place.index) for place in matrices]
+        results = {
+            place: whole[begin : begin + place.shape.numel()] for place, begin in zip(matrices, begins, strict=True)
+        }
+        mine = [place for place in matrices if self._owners[place] == self.model.shards.rank]
+        for alike in _alike(mine, lambda place: id(self._settings[place])):
+            group, found = self._settings[alike[0]], [results[place].view(place.shape) for place in alike]
+            made = orthogonalized(found, group["ns_coefficients"], group["ns_steps"], group["eps"])
+            results |= {place: matrix.flatten() for place, matrix in zip(alike, made, strict=True)}
         for place, result in results.items():
             self.model.broadcast_in_group(self._owners[place], place.name, result)
         return results
@@ -206,25 +218,23 @@ def _is_finite(value: Any) -> bool:
     return is_between(-LARGEST, value, LARGEST)
 
 
-def orthogonalize(matrix: Tensor, coefficients: Coefficients, steps: int, eps: float) -> Tensor:
-    """About U V^T of the matrix U S V^T: `steps` of Newton-Schulz, x <- a x + (b x x^T + c (x x^T)^2) x."""
-    a, b, c = coefficients
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=eps)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if tall else x
+def _alike(items: Iterable[Item], key: Callable[[Item], Hashable]) -> Iterable[list[Item]]:
+    """Those of one key together: what few operations can do for many."""
+    found: dict[Hashable, list[Item]] = defaultdict(list)
+    for item in items:
+        found[key(item)].append(item)
+    return found.values()
 
 
-def _apply(piece: Piece, orthogonal: Tensor, group: dict[str, Any]) -> None:
-    rows, columns = piece.place.shape
+def _apply(pieces: list[Piece], orthogonal: dict[Place, Tensor], group: dict[str, Any]) -> None:
+    """To pieces of matrices of one shape."""
+    rows, columns = pieces[0].place.shape
     adamw_like = group["adjust_lr_fn"] == "match_rms_adamw"
     ratio = 0.2 * math.sqrt(max(rows, columns)) if adamw_like else math.sqrt(max(1.0, rows / columns))
-    part = orthogonal[piece.begin : piece.begin + piece.value.numel()]
-    piece.value.mul_(1 - group["lr"] * group["weight_decay"])
-    piece.value.add_(part, alpha=-group["lr"] * ratio)
+    values: list[Tensor] = [piece.value for piece in pieces]
+    parts = [orthogonal[piece.place][piece.begin : piece.begin + piece.value.numel()] for piece in pieces]
+    torch._foreach_mul_(values, 1 - group["lr"] * group["weight_decay"])
+    torch._foreach_add_(values, parts, alpha=-group["lr"] * ratio)
 
 
 def _cost(place: Place) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import aliquot
 import pytest
 import torch
-from aliquot.muon import orthogonalize
+from aliquot.orthogonal import orthogonalized
 from cases import CASES
 from ranks import TRANSPORTS, Transport, run_ranks
 from torch import Tensor, nn
@@ -149,10 +149,12 @@ def test_what_they_can_not_do_is_refused() -> None:
     run_ranks(1, refuse_vectors)
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (16, 4), (4, 16)])
-def test_orthogonalized_matrices_have_singular_values_of_about_one(shape: tuple[int, int]) -> None:
+def test_orthogonalized_matrices_have_their_vectors_and_singular_values_of_about_one() -> None:
     torch.manual_seed(0)
-    matrix = orthogonalize(torch.randn(shape), (3.4445, -4.7750, 2.0315), 10, 1e-7)
-    values = torch.linalg.svdvals(matrix)
-    assert values.min() > 0.5
-    assert values.max() < 1.5
+    matrices = [torch.randn(shape) for shape in [(8, 8), (16, 4), (4, 16), (8, 8), (4, 16)]]
+    for matrix, made in zip(matrices, orthogonalized(matrices, (3.4445, -4.7750, 2.0315), 10, 1e-7), strict=True):
+        u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+        values = u.T @ made @ vh.T
+        assert values.diagonal().min() > 0.5
+        assert values.diagonal().max() < 1.5
+        assert (values - values.diagonal().diag()).abs().max() < 1e-4
