@@ -1,96 +1,80 @@
 /// \file
 /// The codes of quantization.h by tables, to the bit: looking through all decades for every number would take a kernel
-/// longer than its memory does. No CUDA is needed here.
+/// longer than its memory does. Floats are cut into cells, equal in all but their lowest bits and so small that the
+/// code changes once in a cell at most. What a cell holds, added to the bits of a float in it, has the code as its
+/// upper byte: a float from which the code is the next one on makes the sum carry. No CUDA is needed here.
 #pragma once
 
 #include <array>
 #include <bit>
-#include <cmath>
-#include <cstddef>
 #include <cstdint>
 #include <type_traits>
-#include <utility>
 
 #include "aliquot/quantization.h"
 
 namespace aliquot::cuda {
 
-/// Positions as a function of values.
-struct Line {
-  float slope, offset;
+template <typename Codes>
+inline constexpr bool signed_codes = std::is_signed_v<typename Codes::Code>;
 
-  constexpr float at(float value) const { return value * slope + offset; }
-};
-
-/// Values between two powers of 2 meet two decades at most. Of the lines of these the least holds.
-struct alignas(16) TwoLines {
-  Line first, second;
-};
+/// What values are multiplied with to be looked up. It makes those below 2^-26 denormal, which are to be zeros by then:
+/// they share the code of the smallest, and so few exponents are left.
+inline constexpr float to_cells = 0x1p-100F;
 
 template <typename Codes>
-struct CodeTable {
-  std::array<TwoLines, 256> lines;  ///< by the exponent of the value
-  std::array<float, 256> values;    ///< by the code, at the scale 1
+struct Cells {
+  static constexpr unsigned shift = signed_codes<Codes> ? 17 : 16;  ///< the lowest bits
+  static constexpr unsigned of_exponent = 1U << (23 - shift);
+  static constexpr unsigned exponents = 27;  ///< of 0, and of 2^-26 to 1/2
+  static constexpr unsigned count = exponents * of_exponent + 1;
+
+  /// By the bits, upwards; those of 1 and somewhat more are the last.
+  std::array<std::uint32_t, count> of;
+
+  /// Below zero for numbers that are.
+  static constexpr std::int32_t index(float scaled) { return std::bit_cast<std::int32_t>(scaled) >> shift; }
+  static constexpr std::int32_t first_negative = index(-0.0F);
 };
 
-template <int... number>
-constexpr Line least_line(double value, std::integer_sequence<int, number...>) {
-  Line least{Decade<0>::positions_per_value, Decade<0>::first_position};
-  const auto take = [&](Line line) {
-    if (value * line.slope + line.offset < value * least.slope + least.offset) least = line;
-  };
-  (take({Decade<number>::positions_per_value, Decade<number>::first_position}), ...);
-  return least;
-}
-
-/// Of the values that have this exponent, times `factor`, a power of 2. Those from 1 on, and infinity, lie behind the
-/// last position.
-constexpr TwoLines lines_of(unsigned exponent, float factor) {
-  constexpr unsigned of_one = 127;
-  if (exponent >= of_one) return {{1, 128 * factor}, {1, 128 * factor}};
-  const auto scaled = [&](unsigned power) {
-    const Line line = least_line(std::bit_cast<float>(power << 23), Decades());
-    return Line{line.slope * factor, line.offset * factor};
-  };
-  return {scaled(exponent), scaled(exponent + 1)};
-}
-
-constexpr TwoLines lines_of(SignedCodes<float>, unsigned exponent) { return lines_of(exponent, 1); }
-
-/// Twice the positions, from which codes count. Those of code 1 are 2, however small the value, and only that of zero
-/// is less: the line of exponent 0 tells it from the smallest denormal number.
-constexpr TwoLines lines_of(UnsignedCodes<float>, unsigned exponent) {
-  constexpr Line two{0, 2};
-  if (exponent == 0) return {{0x1p127F, 2 - 0x1p-23F}, two};
-  const TwoLines lines = lines_of(exponent, 2);
-  const bool all_below_two = lines.second.at(std::bit_cast<float>((exponent + 1) << 23)) < 3;
-  return all_below_two ? TwoLines{two, two} : lines;
+/// Codes of values with that sign, as they are looked up: of negative ones all bits are turned around, for they fall
+/// where the bits rise.
+template <typename Codes>
+constexpr std::uint32_t upward_code(float value) {
+  const int code = static_cast<typename Codes::Code>(Codes::encoded(value, 1));
+  return static_cast<std::uint8_t>(std::bit_cast<std::int32_t>(value) < 0 ? ~code : code);
 }
 
 template <typename Codes>
-constexpr CodeTable<Codes> code_table() {
-  CodeTable<Codes> table{};
-  for (unsigned i = 0; i < 256; ++i) {
-    table.lines[i] = lines_of(Codes(), i);
-    table.values[i] = Codes::decoded(static_cast<float>(static_cast<typename Codes::Code>(i)), 1);
+constexpr std::uint32_t cell(unsigned number, bool negative) {
+  constexpr std::uint32_t code_unit = 1U << 24, scaled_down = 100U << 23, smallest = 1U << 23;
+  const std::uint32_t sign = negative ? 0x80000000U : 0, first = number << Cells<Codes>::shift;
+  const auto code = [&](std::uint32_t bits) {
+    return upward_code<Codes>(std::bit_cast<float>(sign | (scaled_down + (bits < smallest ? smallest : bits))));
+  };
+  std::uint32_t below = first, from = first + (1U << Cells<Codes>::shift);  // the code changes between them
+  const bool changes = code(from - 1) != code(first);
+  while (changes && from - below > 1) {
+    const std::uint32_t middle = below + (from - below) / 2;
+    (code(middle) == code(first) ? below : from) = middle;
   }
-  return table;
+  return code(first) * code_unit + (changes ? code_unit - (from - first) : 0) - (sign | first);
 }
 
-/// Codes::decoded().
 template <typename Codes>
-constexpr float decoded(const CodeTable<Codes>& table, std::uint8_t code, float scale) {
-  return table.values[code] * scale;
+constexpr Cells<Codes> cells(bool negative) {
+  Cells<Codes> made{};
+  for (unsigned i = 0; i < made.of.size(); ++i) made.of[i] = cell<Codes>(i, negative);
+  return made;
 }
 
-/// Codes::encoded(), to be cut off to the code that is nearest to it.
+/// By the code, at the scale 1.
 template <typename Codes>
-constexpr float encoded(const CodeTable<Codes>& table, float number, float inverse) {
-  const float value = number * inverse, size = std::fabs(value);
-  const TwoLines lines = table.lines[std::bit_cast<std::uint32_t>(value) >> 23 & 0xFF];
-  const float position = std::fmin(lines.first.at(size), lines.second.at(size));  // a number where one of them is
-  if constexpr (std::is_signed_v<typename Codes::Code>) return std::copysign(position, value);
-  return position - 1;
+constexpr std::array<float, 256> values() {
+  std::array<float, 256> made{};
+  for (unsigned i = 0; i < made.size(); ++i) {
+    made[i] = Codes::decoded(static_cast<float>(static_cast<typename Codes::Code>(i)), 1);
+  }
+  return made;
 }
 
 }  // namespace aliquot::cuda

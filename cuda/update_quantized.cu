@@ -1,5 +1,4 @@
-// A warp takes a block of quantization.h at a time: each thread holds two quads of its new numbers, until all threads
-// know its scale. What a block needs is loaded before anything is computed; codes go through tables in shared memory.
+// Blocks of threads stay, as many as the device holds, and walk over the chunks: their tables are filled once.
 #include "cuda/update_quantized.h"
 
 #include <algorithm>
@@ -9,230 +8,105 @@
 #include <type_traits>
 #include <utility>
 
-#include "cuda/code_tables.h"
-#include "cuda/lanes.h"
 #include "cuda/launch.h"
 #include "cuda/masters.h"
-#include "cuda/quads.h"
+#include "cuda/update_block.h"
 
 namespace aliquot::cuda {
 namespace {
 
-constexpr unsigned warp_threads = 32;
-constexpr unsigned block_warps = block_threads / warp_threads;
-constexpr unsigned block_numel = quantization_block;  // in registers of 32 bits
-constexpr unsigned quads = block_numel / (4 * warp_threads);
-
 /// Of a multiprocessor: 64 registers a thread, and 64 bytes that each has asked the memory for.
-constexpr unsigned blocks_at_once = 4;
+constexpr unsigned blocks_at_once = 2, threads = 512;
 
-using Numbers = Floats<4 * quads>;
+/// A chunk is taken by four warps, so that its scalars are loaded for several blocks and there are chunks for all.
+constexpr unsigned chunk_warps = 4, chunks_at_once = threads / (chunk_warps * warp_threads);
 
-/// Where a thread's quads of a block lie: Whole or Part.
-template <typename At>
-struct Places {
-  At of[quads];
-};
-
-template <typename At, typename Load>
-__device__ Numbers loaded(const Places<At>& places, const Load& load) {
-  Numbers numbers;
-#pragma unroll
-  for (unsigned q = 0; q < quads; ++q) {
-    const float4 quad = load(places.of[q]);
-    numbers.of[4 * q] = quad.x, numbers.of[4 * q + 1] = quad.y;
-    numbers.of[4 * q + 2] = quad.z, numbers.of[4 * q + 3] = quad.w;
-  }
-  return numbers;
-}
-
-__device__ float4 quad_of(const Numbers& numbers, unsigned q) {
-  const float* const of = numbers.of + 4 * q;
-  return make_float4(of[0], of[1], of[2], of[3]);
-}
-
-template <std::size_t state_count>
-struct QuantizedArrays {
-  std::array<std::uint8_t*, state_count> codes;
-  std::array<float*, state_count> scales;
-};
-
-__device__ constexpr auto signed_table = code_table<SignedCodes<float>>();
-__device__ constexpr auto unsigned_table = code_table<UnsignedCodes<float>>();
-
-/// Of a block of threads.
-struct Tables {
-  CodeTable<SignedCodes<float>> with_sign;
-  CodeTable<UnsignedCodes<float>> without;
-
-  /// By all threads.
-  __device__ void fill() {
-    copy(signed_table, with_sign);
-    copy(unsigned_table, without);
-    __syncthreads();
-  }
-  __device__ const CodeTable<SignedCodes<float>>& of(SignedCodes<float>) const { return with_sign; }
-  __device__ const CodeTable<UnsignedCodes<float>>& of(UnsignedCodes<float>) const { return without; }
-
- private:
-  template <typename Table>
-  static __device__ void copy(const Table& from, Table& to) {
-    static_assert(block_threads == 256, "an entry a thread");
-    to.lines[threadIdx.x] = from.lines[threadIdx.x];
-    to.values[threadIdx.x] = from.values[threadIdx.x];
-  }
-};
-
-/// The codes of two quads.
-struct CodeWords {
-  std::uint32_t of[quads];
-};
-
-template <typename At>
-__device__ CodeWords loaded_codes(const Places<At>& places, const std::uint8_t* codes) {
-  CodeWords words;
-#pragma unroll
-  for (unsigned q = 0; q < quads; ++q) words.of[q] = places.of[q].load_codes(codes);
-  return words;
-}
+__device__ constexpr auto negative_cells = cells<Signed>(true), positive_cells = cells<Signed>(false);
+__device__ constexpr auto unsigned_cells = cells<Unsigned>(false);
+__device__ constexpr auto signed_values = values<Signed>();
+__device__ constexpr auto unsigned_values = values<Unsigned>();
 
 template <typename Codes>
-__device__ Numbers decoded(const CodeTable<Codes>& table, CodeWords words, float scale) {
-  return Numbers::made(
-      [&](unsigned i) { return decoded(table, static_cast<std::uint8_t>(words.of[i / 4] >> (8 * (i % 4))), scale); });
+__device__ void copy(const Cells<Codes>& from, Cells<Codes>& to) {
+  for (unsigned i = threadIdx.x; i < from.of.size(); i += threads) to.of[i] = from.of[i];
 }
-
-/// Two numbers, each cut off to the nearest code, below the lower half of `above`: with the conversions of the numbers
-/// this is a single instruction.
-template <typename Codes>
-__device__ std::uint32_t packed(float first, float second, std::uint32_t above) {
-  std::uint32_t word;
-  if constexpr (std::is_signed_v<typename Codes::Code>) {
-    asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;"
-        : "=r"(word)
-        : "r"(__float2int_rz(second)), "r"(__float2int_rz(first)), "r"(above));
-  } else {
-    asm("cvt.pack.sat.u8.s32.b32 %0, %1, %2, %3;"
-        : "=r"(word)
-        : "r"(__float2int_rz(second)), "r"(__float2int_rz(first)), "r"(above));
-  }
-  return word;
+__device__ void copy(const std::array<float, 256>& from, SharedValues& to) {
+  constexpr unsigned copies = SharedValues::copies;
+  for (unsigned i = threadIdx.x; i < from.size() * copies; i += threads)
+    to.of[i / copies][i % copies] = from[i / copies];
 }
-
-template <typename Codes>
-__device__ std::uint32_t encoded(const CodeTable<Codes>& table, float4 quad, float inverse) {
-  const auto one = [&](float number) { return encoded(table, number, inverse); };
-  return packed<Codes>(one(quad.x), one(quad.y), packed<Codes>(one(quad.z), one(quad.w), 0));
-}
-
-/// The scale of the block of which the threads of a warp hold `numbers`, zeros behind the end. Bits of floats are
-/// compared: as integers without a sign the greatest is the least number, if any is negative, and as integers the
-/// greatest number. Every thread of the warp calls it.
-template <typename Codes>
-__device__ float scale_of(const Numbers& numbers) {
-  constexpr unsigned all = 0xFFFFFFFF;
-  const float extreme = __uint_as_float(__reduce_max_sync(all, numbers.bounds().greatest));
-  if constexpr (!std::is_signed_v<typename Codes::Code>) return Codes::scale_of(0, extreme);
-  int greatest = 0;
-#pragma unroll
-  for (const float number : numbers.of) greatest = max(greatest, __float_as_int(number));
-  return Codes::scale_of(fminf(extreme, 0), __int_as_float(__reduce_max_sync(all, greatest)));
-}
-
-/// Encodes and stores one state of the block.
-template <typename Codes, typename At>
-__device__ void store_state(const CodeTable<Codes>& table, const Numbers& numbers, const Places<At>& places,
-                            std::uint8_t* codes, float* scale_of_block) {
-  const float scale = scale_of<Codes>(numbers);
-  const float inverse = Scale<float>::inverse(scale);
-#pragma unroll
-  for (unsigned q = 0; q < quads; ++q) places.of[q].store_codes(encoded(table, quad_of(numbers, q), inverse), codes);
-  if (threadIdx.x % warp_threads == 0) *scale_of_block = scale;
-}
-
-template <typename R, std::size_t i>
-using CodesOfState = CodesOf<R::states[i], float>;
-
-/// One block, by a warp.
-template <typename R, typename At, typename Masters, typename Grad, std::size_t... i>
-__device__ void update_block(const Places<At>& places, const Masters& masters, const Grad* grad,
-                             const QuantizedArrays<sizeof...(i)>& arrays, const Tables& tables,
-                             const typename R::Scalars& s, float grad_scale, std::size_t slot,
-                             std::index_sequence<i...>) {
-  const float scales[] = {arrays.scales[i][slot]...};
-  const CodeWords codes[] = {loaded_codes(places, arrays.codes[i])...};
-  Numbers p = loaded(places, [&](auto at) { return masters.load(at); });
-  const Numbers g = loaded(places, [&](auto at) { return at.read(grad); });
-  Numbers states[] = {decoded(tables.of(CodesOfState<R, i>()), codes[i], scales[i])...};
-  R::update(s, p, g * grad_scale, states[i]...);
-#pragma unroll
-  for (unsigned q = 0; q < quads; ++q) masters.store(places.of[q], quad_of(p, q));
-  (store_state(tables.of(CodesOfState<R, i>()), states[i], places, arrays.codes[i], &arrays.scales[i][slot]), ...);
-}
-
-/// The elements between a thread's quads.
-constexpr unsigned stride = 4 * warp_threads;
-
-/// The places of this thread's quads of a block: of one that is whole and aligned, and of any [begin, end).
-__device__ Places<Whole> whole_places(std::size_t begin) {
-  Places<Whole> places;
-  begin += 4 * (threadIdx.x % warp_threads);
-#pragma unroll
-  for (unsigned q = 0; q < quads; ++q) places.of[q] = {begin + q * stride};
-  return places;
-}
-__device__ Places<Part> places_of_parts(std::size_t begin, std::size_t end) {
-  Places<Part> places;
-  begin += 4 * (threadIdx.x % warp_threads);
-#pragma unroll
-  for (unsigned q = 0; q < quads; ++q, begin += stride) {
-    places.of[q] = {begin, begin < end ? static_cast<unsigned>(min(end - begin, std::size_t{4})) : 0U};
-  }
-  return places;
+/// By all threads.
+__device__ void fill(SharedTables& tables) {
+  copy(negative_cells, tables.negative);
+  copy(positive_cells, tables.positive);
+  copy(unsigned_cells, tables.unsigned_numbers);
+  copy(signed_values, tables.signed_values);
+  copy(unsigned_values, tables.unsigned_values);
+  __syncthreads();
 }
 
 template <typename R, typename Masters, typename Grad, std::size_t state_count>
-__global__ void __launch_bounds__(block_threads, blocks_at_once)
+__global__ void __launch_bounds__(threads, blocks_at_once)
     update_kernel(Masters masters, const Grad* grad, QuantizedArrays<state_count> arrays, std::size_t shard_numel,
-                  bool aligned, const Chunk* chunks, const ParamScalars<R>* scalars, const StepState* state) {
-  __shared__ Tables tables;
-  const Chunk chunk = chunks[blockIdx.x];
+                  bool aligned, const Chunk* chunks, std::size_t chunk_count, const ParamScalars<R>* scalars,
+                  const StepState* state) {
+  extern __shared__ uint4 memory[];
+  SharedTables& tables = *reinterpret_cast<SharedTables*>(memory);
+  if (state->skip != 0) return;
   const float grad_scale = state->grad_scale;
-  const bool skip = state->skip != 0;
-  tables.fill();  // whose barrier the loads above do not pass: they are under way with those of the tables
-  if (skip) return;
-  const ParamScalars<R> s = scalars[chunk.param];
-  if (s.stepped == 0) return;
-  const std::size_t first_slot = scale_slot(chunk.begin, chunk.param, shard_numel);  // a chunk lies in one shard
-  const unsigned whole = aligned && chunk.begin % 4 == 0 ? chunk.count / block_numel * block_numel : 0;
-  for (unsigned at = threadIdx.x / warp_threads * block_numel; at < chunk.count; at += block_warps * block_numel) {
-    const auto update_at = [&](const auto& places) {
-      update_block<R>(places, masters, grad, arrays, tables, s.of_rule, grad_scale, first_slot + at / block_numel,
-                      std::make_index_sequence<state_count>());
-    };
-    if (at < whole) {
-      update_at(whole_places(chunk.begin + at));
-    } else {
-      update_at(places_of_parts(chunk.begin + at, chunk.begin + chunk.count));
+  fill(tables);
+  const unsigned warp = __shfl_sync(all_of_warp, threadIdx.x / warp_threads, 0);  // which the compiler knows is uniform
+  for (std::size_t i = blockIdx.x * chunks_at_once + warp / chunk_warps; i < chunk_count;
+       i += gridDim.x * chunks_at_once) {
+    const Chunk chunk = chunks[i];
+    const ParamScalars<R> s = scalars[chunk.param];
+    if (s.stepped == 0) continue;
+    const std::size_t first_slot = scale_slot(chunk.begin, chunk.param, shard_numel);  // a chunk lies in one shard
+    const bool by_tables = aligned && chunk.begin % 4 == 0 && in_range(s.of_rule.adam);
+    for (unsigned at = warp % chunk_warps * quantization_block; at < chunk.count;
+         at += chunk_warps * quantization_block) {
+      const std::size_t begin = chunk.begin + at, slot = first_slot + at / quantization_block;
+      if (by_tables && at + quantization_block <= chunk.count &&
+          update_by_tables<R>(whole_places(begin), masters, grad, arrays, tables, s.of_rule, grad_scale, slot)) {
+        continue;
+      }
+      update_by_rule<R>(places_of_parts(begin, chunk.begin + chunk.count), masters, grad, arrays, s.of_rule, grad_scale,
+                        slot, std::make_index_sequence<state_count>());
     }
   }
+}
+
+unsigned multiprocessors() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "tell the current device");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "count multiprocessors");
+  return static_cast<unsigned>(count);
+}
+
+unsigned blocks_for(std::size_t chunk_count) {
+  const std::size_t blocks = (chunk_count + chunks_at_once - 1) / chunks_at_once;
+  return static_cast<unsigned>(std::min<std::size_t>(blocks, blocks_at_once * multiprocessors()));
 }
 
 }  // namespace
 
 void update_quantized(const AdamW8bit&, const UnitUpdate& unit, Stream stream) {
   using R = AdamW8bit;
+  if (unit.chunk_count == 0) return;
   const Weights& w = unit.weights;
   const bool aligned = aligned_to_16({w.param, w.master, unit.grad, unit.codes[0], unit.codes[1]});
   QuantizedArrays<R::states.size()> arrays;
   std::copy_n(unit.codes.begin(), arrays.codes.size(), arrays.codes.begin());
   std::copy_n(unit.scales.begin(), arrays.scales.size(), arrays.scales.begin());
-  with_masters(w, [&](const auto& masters) {
+  with_masters(w, [&]<typename Masters>(const Masters& masters) {
     with_gradient_type(unit.grad_dtype, [&]<typename Grad>(Grad) {
-      if (unit.chunk_count == 0) return;
-      update_kernel<R><<<static_cast<unsigned>(unit.chunk_count), block_threads, 0, native(stream)>>>(
+      const auto kernel = &update_kernel<R, Masters, Grad, R::states.size()>;
+      constexpr std::size_t shared = sizeof(SharedTables);
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+            "give update its tables");
+      kernel<<<blocks_for(unit.chunk_count), threads, shared, native(stream)>>>(
           masters, static_cast<const Grad*>(unit.grad), arrays, unit.shard_numel, aligned, unit.chunks,
-          static_cast<const ParamScalars<R>*>(unit.scalars), unit.state);
+          unit.chunk_count, static_cast<const ParamScalars<R>*>(unit.scalars), unit.state);
     });
   });
 }

@@ -155,6 +155,14 @@ TEST_P(CudaUpdateQuantized, TouchesNothingInASkippedStep) {
   expect_steps(layout_.shard(1), cuda::chunks_of(layout_, layout_.shard(1)), 0, true);
 }
 
+TEST_P(CudaUpdateQuantized, TakesMoreChunksThanTheDeviceDoesAtATime) {
+  constexpr std::size_t blocks = 2000;
+  layout_ = Layout({"unit", {{"param", blocks * quantization_block}}}, 1);
+  std::vector<Chunk> plan;
+  for (std::size_t i = 0; i < blocks; ++i) plan.push_back({i * quantization_block, quantization_block, 0});
+  expect_steps({0, layout_.numel()}, plan, 0, false);
+}
+
 INSTANTIATE_TEST_SUITE_P(Forms, CudaUpdateQuantized, testing::ValuesIn(all_forms),
                          [](const auto& instance) { return name_of(instance.param); });
 
