@@ -42,8 +42,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 COEFFICIENTS, ITERATIONS, EPS = (3.4445, -4.7750, 2.0315), 5, 1e-7
 WARM_UP = 3
 TOLERANCE = 0.1
-"""Of what is changed, the norm of the difference over the norm. Five iterations in bf16 make much of how products round,
-which is not alike for one matrix and for several at once."""
+"""Of what is changed, the norm of the difference over the norm. Five iterations in bf16 make much of how products are
+rounded, which is not alike for one matrix and for several at once."""
 Weights = dict[str, Tensor]
 
 
