@@ -1,12 +1,15 @@
 """The C++ core. Addresses are of contiguous memory of the engine's device, streams are native handles (0 on CPUs); see
 the headers under aliquot/ for the contracts."""
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Any, Protocol
 
 import torch
+from torch import nn
+
+from aliquot.unit import Unit as NamedUnit
 
 __version__: str
 
@@ -369,7 +372,7 @@ class Engine:
     def profile(self, timeline: Timeline | None) -> None: ...
 
 class Tensors:
-    """What a step does to each parameter of a unit, in one call for all of them."""
+    """What a step asks of the parameters of a unit, in one call for all."""
 
     def __init__(
         self,
@@ -381,11 +384,7 @@ class Tensors:
         plainly: Callable[[], AbstractContextManager[None]],
         strided: torch.layout,
     ) -> None: ...
-    def open(self, params: tuple[torch.Tensor, ...], shift: int) -> tuple[int, ...]: ...
-    def close(self, params: tuple[torch.Tensor, ...], shift: int, opened: tuple[int, ...]) -> int | None: ...
-    def shift_versions(self, params: tuple[torch.Tensor, ...], by: int) -> tuple[int, ...]: ...
     def gradients(self, params: tuple[torch.Tensor, ...]) -> list[torch.Tensor | None]: ...
-    def gradient_addresses(self, params: tuple[torch.Tensor, ...], dtype: torch.dtype) -> list[int]: ...
     def drop_gradients(self, params: tuple[torch.Tensor, ...]) -> None: ...
 
 class Walk:
@@ -396,20 +395,6 @@ class Walk:
     ) -> None: ...
     def __call__(self, change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any: ...
 
-class GradientHooks:
-    """Hooks on the gradients of what modules take and return."""
-
-    def __init__(
-        self,
-        *,
-        walk: Walk,
-        table: Callable[[], MutableMapping[int, Any]],
-        key: int,
-        beside: Callable[[torch.Tensor, Callable[[torch.Tensor], None]], None],
-    ) -> None: ...
-    def add(self, value: Any, hook: Callable[[torch.Tensor], None]) -> None: ...
-    def views(self, value: Any, found: list[torch.Tensor]) -> Any: ...
-
 class Clock:
     """How long the host spends in a piece of code, all calls together."""
 
@@ -418,3 +403,107 @@ class Clock:
     def __exit__(self, *raised: object) -> None: ...
     @property
     def seconds(self) -> float: ...
+
+closed_version: int
+"""What is in the version of a parameter whose slot may be overwritten: autograd then refuses to read it."""
+
+class Unit:
+    """A unit of a sharded model, as passes through the model see it."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def params(self) -> tuple[nn.Parameter, ...]: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    trainable: bool
+    address: int
+    """Where the full unit lies, as the parameters' tensors see it."""
+    private_copies: int
+    """How many aliquot.gathered hold it: the parameters are private copies then, and not where the unit lies."""
+    open_count: int
+    """How many forwards, backwards and aliquot.gathered use it."""
+    expected: int
+    """Calls of forward whose backward has not come yet."""
+    open_in_backward: bool
+    """One of the openings is a backward's."""
+    seen_in_backward: bool
+    """It was gathered for the backward under way."""
+    kept_gradients: bool
+    """The gradients on its tensors come from a backward under no_sync that ended well."""
+    held: bool
+    """It stays gathered until the step, for the backward of a backward."""
+    overwritten: bool
+    """Whether later units may come to lie where it lies."""
+
+    def __init__(
+        self, tensors: Tensors, index: int, params: tuple[nn.Parameter, ...], dtype: torch.dtype, trainable: bool
+    ) -> None: ...
+    def open(self) -> None: ...
+    def close(self) -> int | None: ...
+    def close_backward(self) -> None: ...
+    def mark(self) -> None: ...
+    def addresses_of_gradients(self) -> list[int] | None: ...
+    def drop_gradients(self) -> None: ...
+
+class Passes:
+    """Where a model is in its forward and backward, and which of the engine's verbs that calls for.
+
+    What is rare is done by methods of a class derived of it: `give_up_unfinished(module)`, `land(unit,
+    address)`, `begin_backward()`, `complete_gradients(unit)`, `refuse_unseen(unit)`; and `refuse_write(param)` of the
+    units.
+    """
+
+    depth: int
+    """How deep in its forward."""
+    in_backward: bool
+    synchronize: bool
+    """Whether the backward reduces; no under no_sync."""
+    @property
+    def forward_clock(self) -> Clock: ...
+    @property
+    def backward_clock(self) -> Clock: ...
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        units: list[NamedUnit],
+        root: nn.Module,
+        grad_mode: Callable[[], bool],
+        stream: Callable[[], int] | None,
+        guards_writes: bool,
+    ) -> None: ...
+    def enter_forward(self, module: nn.Module) -> None: ...
+    def leave_forward(self) -> None: ...
+    def gather(self, unit: NamedUnit) -> None: ...
+    def give_back(self, unit: NamedUnit) -> None: ...
+    def post_backward(self, units: list[NamedUnit]) -> None: ...
+    def enter_backward(self) -> None: ...
+    def require_seen(self, unit: NamedUnit) -> None: ...
+    def left(self) -> list[tuple[NamedUnit, list[torch.Tensor | None]]]: ...
+    def leave_backward(self) -> None: ...
+    def end_step(self) -> None: ...
+
+class ModuleHooks:
+    """What comes before and after the forward and the backward of a module that needs `units`.
+
+    What is rare is done by methods of a class derived of it: `watch_params()`, `ignore_params()`,
+    `watch_all(views)`, `require_clear(output)`, `check_saved(hooks)`, `leave_saved()`.
+    """
+
+    def __init__(
+        self,
+        *,
+        passes: Passes,
+        units: list[NamedUnit],
+        walk: Walk,
+        input_dtype: torch.dtype | None,
+        saved_hooks: Callable[[bool], object],
+        on_outputs: torch.Tensor,
+        on_inputs: torch.Tensor,
+        beside: Callable[[torch.Tensor, torch.Tensor], None],
+    ) -> None: ...
+    def open(self, module: nn.Module, args: Any, kwargs: Any, /) -> tuple[Any, Any] | None: ...
+    def close(self, output: Any, /) -> None: ...
+    def pre_backward(self, gradient: torch.Tensor, /) -> None: ...
+    def post_backward(self, gradient: torch.Tensor, /) -> None: ...

@@ -13,13 +13,13 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 from torch.autograd import Variable
+from torch.compiler import is_dynamo_compiling
 
-from aliquot._core import Error, GradientHooks
-from aliquot.casts import to_dtype
+from aliquot._core import Error, ModuleHooks, closed_version
 from aliquot.passes import Passes
 from aliquot.sharded import ShardedModel
 from aliquot.tensors import is_opaque, map_tensors
-from aliquot.unit import CLOSED, Unit
+from aliquot.unit import Unit
 
 OURS = -1
 """The key of a hook among those of a tensor; torch gives out those from 0."""
@@ -72,7 +72,7 @@ class Unpicklable:
 
 def call_untraced(call: Callable[..., Any], *args: Any) -> Any:
     """Calls it, out of sight of torch.compile, which would trace the hooks of modules as if they computed something."""
-    return _call_disabled(call, *args) if torch.compiler.is_compiling() else call(*args)
+    return _call_disabled(call, *args) if is_dynamo_compiling() else call(*args)
 
 
 @torch._disable_dynamo  # type: ignore[attr-defined]
@@ -98,85 +98,83 @@ class _LoadHook(Unpicklable):
             )
 
 
-class _ModuleHooks(Unpicklable):
-    """What runs before and after the forward of a module that needs `units`."""
+class _ModuleHooks(Unpicklable, ModuleHooks):
+    """What is rare of what comes before and after the forward and the backward of a module that needs `units`."""
 
     def __init__(self, passes: Passes, module: nn.Module, units: list[Unit]) -> None:
+        super().__init__(
+            passes=passes,
+            units=units,
+            walk=map_tensors,
+            input_dtype=passes.model.input_dtype(module),
+            saved_hooks=torch._C._autograd._top_saved_tensors_default_hooks,
+            on_outputs=_carrier(self.pre_backward),
+            on_inputs=_carrier(self.post_backward),
+            beside=_add_beside,
+        )
         self.passes = passes
-        self.module = module
         self.units = units
         self.arrivals = _Arrivals(passes, units)
-        self.gathered: list[list[Unit]] = []
-        """For each call under way: what was gathered for it."""
-        self.checking: list[bool] = []
-        """For each call under way: whether what it saves is checked when it is used."""
-        self.casts = passes.model.input_dtype(module)
 
-    def pre_forward(self, _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        opened: tuple[Any, Any] = call_untraced(self._open, args, kwargs)
-        return opened
+    def pre_forward(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        if is_dynamo_compiling():
+            opened: tuple[Any, Any] | None = _call_disabled(self.open, module, args, kwargs)
+            return opened
+        return self.open(module, args, kwargs)
 
     def post_forward(self, _: nn.Module, args: Any, output: Any) -> None:
-        call_untraced(self._close, output)
-
-    def _open(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        with self.passes.forward_clock:
-            return self._open_units(args, kwargs)
-
-    def _close(self, output: Any) -> None:
-        with self.passes.forward_clock:
-            self._close_units(output)
-
-    def _open_units(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        gathered: list[Unit] = []
-        self.gathered.append(gathered)
-        self.passes.enter_forward(self.module)
-        if self.casts is not None:
-            args, kwargs = map_tensors(to_dtype(self.casts), (args, kwargs))
-        for unit in self.units:
-            if not self.passes.is_private(unit):
-                self.passes.gather(unit)
-                gathered.append(unit)
-        self.checking.append(self.passes.model.engine.uses_slots and _check_saved_tensors())
-        if self.units and torch.is_grad_enabled():
-            return self._watch_inputs(args, kwargs)
-        return args, kwargs
-
-    def _watch_inputs(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Replaces inputs that need gradients by views of them, whose hooks run before those of the tensors' makers."""
-        seen: list[torch.Tensor] = []
-        if args:
-            args = HOOKS.views(args, seen)
-        if kwargs:
-            kwargs = HOOKS.views(kwargs, seen)
-        if len(seen) == 1:
-            HOOKS.add(seen[0], self.post_backward)
-        elif seen:
-            _when_all_have_gradients(seen, self.post_backward)
-        if seen or any(unit.expected > 1 for unit in self.units):
-            self.arrivals.ignore()
+        if is_dynamo_compiling():
+            _call_disabled(self.close, output)
         else:
-            self.arrivals.watch()
-        return args, kwargs
+            self.close(output)
 
-    def _close_units(self, output: Any) -> None:
-        if self.checking and self.checking.pop():
-            torch._C._autograd._pop_saved_tensors_default_hooks()
-        try:
-            for unit in reversed(self.gathered.pop() if self.gathered else []):
-                self.passes.give_back(unit)
-        finally:
-            self.passes.leave_forward()
-        if torch.is_grad_enabled():
-            HOOKS.add(output, self.pre_backward)
-            if is_opaque(output):
-                self.passes.require_no_slots(self.units, output)
+    def watch_params(self) -> None:
+        """The parameters tell when their backward is over."""
+        self.arrivals.watch()
 
-    def pre_backward(self, _: torch.Tensor) -> None:
-        self.passes.pre_backward(self.units)
+    def ignore_params(self) -> None:
+        """Something else tells it."""
+        self.arrivals.ignore()
 
-    def post_backward(self, _: torch.Tensor) -> None:
-        self.passes.post_backward(self.units)
+    def watch_all(self, views: list[torch.Tensor]) -> None:
+        """The last of several inputs tells it. If one gets no gradient, the end of the backward does the work."""
+        arrived = 0
+
+        def arrive(gradient: torch.Tensor) -> None:
+            nonlocal arrived
+            arrived += 1
+            if arrived % len(views) == 0:
+                self.post_backward(gradient)
+
+        for view in views:
+            view.register_hook(arrive)  # type: ignore[no-untyped-call]
+
+    def require_clear(self, output: object) -> None:
+        """Refuses outputs in which tensors can't be seen, where that matters."""
+        if is_opaque(output):
+            self.passes.require_no_slots(self.units, output)
+
+    def check_saved(self, hooks: tuple[Callable[..., Any], Callable[..., Any]]) -> None:
+        """Torch compares no versions of what is saved under `saved_tensors_hooks` (non-reentrant checkpoints are made
+        of them), so what those hooks give back is checked here.
+        """  # fmt: skip
+        pack, unpack = hooks
+
+        def checked(packed: object) -> torch.Tensor:
+            tensor: torch.Tensor = unpack(packed)
+            if not tensor.is_inference() and tensor._version >= closed_version:
+                raise Error(
+                    "a backward reads a parameter whose unit is not gathered: a tensor computed from it left its "
+                    "module by another way than the return value, under a checkpoint or saved_tensors_hooks. Return it "
+                    "from the module; or put both into a larger unit with aliquot.shard(model, units=)"
+                )
+            return tensor
+
+        torch._C._autograd._push_saved_tensors_default_hooks(pack, checked)
+
+    def leave_saved(self) -> None:
+        """Undoes `check_saved`."""
+        torch._C._autograd._pop_saved_tensors_default_hooks()
 
 
 class _Arrivals:
@@ -231,51 +229,20 @@ def _arrive(arrivals: weakref.ref[_Arrivals], param: torch.Tensor) -> None:
         found.arrive(param)
 
 
-def _check_saved_tensors() -> bool:
-    """Torch compares no versions of what is saved under `saved_tensors_hooks` (non-reentrant checkpoints are made of
-    them), so what those hooks give back is checked here. False, and nothing done, where none are set.
-    """  # fmt: skip
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    if hooks is None:
-        return False
-    pack, unpack = hooks
-
-    def checked(packed: object) -> torch.Tensor:
-        tensor: torch.Tensor = unpack(packed)
-        if not tensor.is_inference() and tensor._version >= CLOSED:
-            raise Error(
-                "a backward reads a parameter whose unit is not gathered: a tensor computed from it left its module by "
-                "another way than the return value, under a checkpoint or saved_tensors_hooks. Return it from the "
-                "module; or put both into a larger unit with aliquot.shard(model, units=)"
-            )
-        return tensor
-
-    torch._C._autograd._push_saved_tensors_default_hooks(pack, checked)
-    return True
+def _carrier(hook: Callable[[torch.Tensor], None]) -> torch.Tensor:
+    """A tensor in whose name `hook` is put on autograd's nodes."""
+    carrier = torch.empty(0)
+    carrier._backward_hooks = OrderedDict({OURS: hook})
+    return carrier
 
 
-def _when_all_have_gradients(tensors: list[torch.Tensor], call: Callable[[torch.Tensor], None]) -> None:
-    """If one of them gets none, `call` does not come, and the end of the backward does its work."""
-    arrived = 0
-
-    def arrive(gradient: torch.Tensor) -> None:
-        nonlocal arrived
-        arrived += 1
-        if arrived % count == 0:
-            call(gradient)
-
-    count = len(tensors)
-    HOOKS.add(tensors, arrive)
-
-
-def _add_beside(tensor: torch.Tensor, hook: Callable[[torch.Tensor], None]) -> None:
-    """Once for a leaf, which lives on: a parameter that its module returns."""
+def _add_beside(tensor: torch.Tensor, carrier: torch.Tensor) -> None:
+    """Where that can't be. Once for a leaf, which lives on: a parameter that its module returns."""
+    assert carrier._backward_hooks is not None
+    hook = carrier._backward_hooks[OURS]
     if tensor.grad_fn is not None:
         tensor.register_hook(hook)  # type: ignore[no-untyped-call]
     elif OURS not in (tensor._backward_hooks or {}):
         handle = tensor.register_hook(hook)  # type: ignore[no-untyped-call]
         hooks: Any = tensor._backward_hooks
         hooks[OURS] = hooks.pop(handle.id)
-
-
-HOOKS = GradientHooks(walk=map_tensors, table=OrderedDict, key=OURS, beside=_add_beside)

@@ -109,7 +109,7 @@ class ShardedModel:
 
     def require_no_copies(self, what: str) -> None:
         """Refuses `what` within aliquot.gathered, where the store is not what the parameters show."""
-        if any(unit.private for unit in self.units):
+        if any(unit.private_copies for unit in self.units):
             raise Error(f"within aliquot.gathered the parameters are private copies: {what} outside of it")
 
     def holds_gradients(self) -> bool:
@@ -175,7 +175,7 @@ class ShardedModel:
 
     def land(self, unit: Unit, address: int) -> None:
         """Points the unit's parameters to where it was gathered. Does nothing where they point there already."""
-        if unit.private or address in (0, unit.address):
+        if unit.private_copies or address in (0, unit.address):
             return
         if unit.address:
             self.passes.autograd.note_change(unit.params)  # graphs may point to where it lay before

@@ -82,7 +82,7 @@ def gathered(what: nn.Module | Iterable[nn.Parameter], write: bool = False) -> I
         for unit, places in kept:
             for param, data in zip(unit.params, places, strict=True):
                 param.data = data
-            unit.private -= 1
+            unit.private_copies -= 1
             unit.close()
     if write:
         problem = first_problem(model, "gathered")
@@ -107,7 +107,7 @@ def _state(unit: Unit) -> list[tuple[int, int]]:
 
 def _read(model: ShardedModel, unit: Unit) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
     values = read_unit(model, unit)
-    unit.private += 1
+    unit.private_copies += 1
     unit.open()
     return zip(unit.params, values, strict=True)
 

@@ -29,6 +29,12 @@ inline void set(py::handle object, const Name& name, py::handle value) {
   if (PyObject_SetAttr(object.ptr(), name.get(), value.ptr()) != 0) throw py::error_already_set();
 }
 
+inline py::object call(py::handle function) {
+  PyObject* const result = PyObject_CallNoArgs(function.ptr());
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
 inline py::object call(py::handle object, const Name& method) {
   PyObject* const result = PyObject_CallMethodNoArgs(object.ptr(), method.get());
   if (result == nullptr) throw py::error_already_set();

@@ -22,8 +22,10 @@ PYBIND11_MODULE(_core, module) {
   register_quantization(module);
   register_tensors(module);
   register_walk(module);
-  register_gradient_hooks(module);
   register_clock(module);
+  register_unit(module);
+  register_passes(module);
+  register_module_hooks(module);
   register_checkpoint(module);
   module.def("thread_count", &thread_count, "Threads of this process that the kernels share.");
   module.def("set_thread_count", &set_thread_count, py::arg("count"));

@@ -21,7 +21,9 @@ void register_split_master(py::module_& module);
 void register_quantization(py::module_& module);
 void register_tensors(py::module_& module);
 void register_walk(py::module_& module);
-void register_gradient_hooks(py::module_& module);
+void register_unit(py::module_& module);
+void register_passes(py::module_& module);
+void register_module_hooks(py::module_& module);
 void register_clock(py::module_& module);
 void register_checkpoint(py::module_& module);
 

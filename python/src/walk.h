@@ -24,6 +24,13 @@ class Walk {
     return is_plain(value.ptr()) ? value : other_(in_python(change), value);
   }
 
+  /// What `value` is can be told without asking `other`.
+  bool knows(py::handle value) const {
+    PyObject* const object = value.ptr();
+    return is_tensor(value) || PyTuple_CheckExact(object) || PyList_CheckExact(object) || PyDict_CheckExact(object) ||
+           is_plain(object);
+  }
+
  private:
   /// Refuses containers that hold themselves, as Python's own recursion does.
   struct Depth {

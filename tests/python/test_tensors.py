@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from aliquot._core import closed_version
 from aliquot.guard import ShardedParameter
 from aliquot.tensors import TENSORS, map_tensors
+from aliquot.unit import Unit
 from torch import nn
 
 
@@ -27,11 +31,13 @@ def doubled(tensor: torch.Tensor) -> torch.Tensor:
     return 2 * tensor
 
 
-def params(count: int = 3) -> tuple[nn.Parameter, ...]:
+def unit_of(count: int = 3) -> Unit:
     made = tuple(nn.Parameter(torch.ones(2, 3)) for _ in range(count))
     for param in made:
         param.__class__ = ShardedParameter
-    return made
+    unit = Unit(0, "unit", made, torch.float32, trainable=True, encloses_units=False)
+    unit.overwritten = True
+    return unit
 
 
 def give(param: nn.Parameter, grad: torch.Tensor | None) -> None:
@@ -80,26 +86,42 @@ def test_what_a_change_raises_comes_out() -> None:
         map_tensors(refuse, [{"a": (ONE,)}])
 
 
-def test_opened_parameters_are_ordinary_and_their_versions_shifted() -> None:
-    made = params()
-    opened = TENSORS.open(made, 5)
-    assert opened == (5, 5, 5)
-    assert all(type(param) is nn.Parameter and param._version == 5 for param in made)
-    assert TENSORS.close(made, -5, opened) is None
-    assert all(type(param) is ShardedParameter and param._version == 0 for param in made)
+def test_opened_parameters_are_ordinary_and_closed_ones_have_versions_that_autograd_refuses() -> None:
+    unit = unit_of()
+    unit.open()
+    assert all(type(param) is nn.Parameter and param._version == 0 for param in unit.params)
+    assert unit.close() is None
+    assert all(type(param) is ShardedParameter and param._version == closed_version for param in unit.params)
+
+
+def test_parameters_that_stay_where_they_are_keep_their_versions() -> None:
+    unit = unit_of()
+    unit.overwritten = False
+    unit.open()
+    unit.close()
+    assert all(param._version == 0 for param in unit.params)
 
 
 def test_closing_tells_the_first_parameter_that_was_written_to() -> None:
-    made = params()
-    opened = TENSORS.open(made, 0)
+    unit = unit_of()
+    unit.open()
     with torch.no_grad():
-        made[2].add_(1)
-        made[1].add_(1)
-    assert TENSORS.close(made, 7, opened) == 1
+        unit.params[2].add_(1)
+        unit.params[1].add_(1)
+    assert unit.close() == 1
+
+
+def test_a_unit_that_is_forgotten_with_what_leads_back_to_it_is_freed() -> None:
+    unit = unit_of()
+    unit.params[0].unit = unit  # type: ignore[attr-defined]
+    gone = weakref.ref(unit)
+    del unit
+    gc.collect()
+    assert gone() is None
 
 
 def test_gradients_are_found_whatever_the_class_makes_of_them() -> None:
-    made = params(2)
+    made = unit_of(2).params
     assert TENSORS.gradients(made) == []
     grad = torch.ones(2, 3)
     give(made[1], grad)
@@ -110,19 +132,23 @@ def test_gradients_are_found_whatever_the_class_makes_of_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "other",
-    [None, torch.ones(3, 2).t(), torch.ones(2, 3).to_sparse()],
-    ids=["missing", "not contiguous", "sparse"],
+    ("other", "said"),
+    [
+        (None, []),
+        (torch.ones(3, 2).t(), None),
+        (torch.ones(2, 3).to_sparse(), None),
+        (torch.ones(2, 3)._neg_view(), None),
+    ],
+    ids=["missing", "not contiguous", "sparse", "negated"],
 )
-def test_addresses_are_given_of_dense_gradients_only(other: torch.Tensor | None) -> None:
-    made = params(2)
+def test_addresses_are_given_of_dense_gradients_only(other: torch.Tensor | None, said: list[int] | None) -> None:
+    unit = unit_of(2)
     grads = [torch.ones(2, 3), torch.ones(2, 3)]
-    for param, grad in zip(made, grads, strict=True):
+    for param, grad in zip(unit.params, grads, strict=True):
         give(param, grad)
-    assert TENSORS.gradient_addresses(made, torch.float32) == [grad.data_ptr() for grad in grads]
-    assert TENSORS.gradient_addresses(made, torch.bfloat16) == []
-    give(made[1], other)
-    assert TENSORS.gradient_addresses(made, torch.float32) == []
+    assert unit.addresses_of_gradients() == [grad.data_ptr() for grad in grads]
+    give(unit.params[1], other)
+    assert unit.addresses_of_gradients() == said
 
 
 def test_what_was_given_is_left_as_it_was() -> None:
