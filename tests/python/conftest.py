@@ -46,9 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _of_models(passed: Mapping[str, bool]) -> str:
     from architectures import ARCHITECTURES
-    from model_table import by_cell, rendered
+    from model_table import of_run
 
-    return rendered(by_cell(passed), ARCHITECTURES)
+    return of_run(passed, ARCHITECTURES)
 
 
 def _of_faults(passed: Mapping[str, bool]) -> str:
@@ -58,7 +58,7 @@ def _of_faults(passed: Mapping[str, bool]) -> str:
 
 
 class _Table:
-    """Notes how each test went, and writes a page of the docs of it."""
+    """Notes how each test went, and what it says by `record_property`, and writes a page of the docs of it."""
 
     def __init__(self, path: Path, rendered: Callable[[Mapping[str, bool]], str]) -> None:
         self.path = path
@@ -67,6 +67,7 @@ class _Table:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.passed[report.nodeid] = self.passed.get(report.nodeid, True) and report.passed
+        self.passed.update((f"{report.nodeid}::{finding}", bool(ok)) for finding, ok in report.user_properties)
 
     def pytest_sessionfinish(self) -> None:
         self.path.write_text(self.rendered(self.passed))

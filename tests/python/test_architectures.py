@@ -13,7 +13,7 @@ from typing import Any
 import aliquot
 import pytest
 from architectures import ARCHITECTURES
-from model_table import committed_rows, parameters
+from model_table import ON_CPUS, ON_GPUS, Page, committed_rows, parameters
 from ranks import SHARED_MEMORY, SHARED_MEMORY_POISONED, Transport, run_ranks
 from torch import nn
 from training import STAGES, Case, Reference, Sharded, assert_same_weights, relative_error
@@ -59,9 +59,10 @@ def test_trains_with_the_checkpoints_of_transformers(
     run_ranks(WORLD_SIZE, train_both, case, stage, transport=transport)
 
 
-def test_the_table_in_the_docs_is_of_these_models() -> None:
-    table = Path(__file__).parents[2] / "docs" / "models.md"
-    assert committed_rows(table.read_text()) == {name: parameters(case) for name, case in ARCHITECTURES.items()}
+@pytest.mark.parametrize(("file", "page"), [("models.md", ON_CPUS), ("models_on_gpus.md", ON_GPUS)])
+def test_the_tables_in_the_docs_are_of_these_models(file: str, page: Page) -> None:
+    table = Path(__file__).parents[2] / "docs" / file
+    assert committed_rows(table.read_text(), page) == {name: parameters(case) for name, case in ARCHITECTURES.items()}
 
 
 def bytes_of_adapters(rank: int, stage: int) -> tuple[int, dict[str, int], set[str]]:

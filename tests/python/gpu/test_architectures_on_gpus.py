@@ -1,7 +1,11 @@
-"""Models that people train on GPUs, against unsharded PyTorch there; and all optimizers, against themselves on CPUs."""
+"""Models that people train on GPUs, against unsharded PyTorch there; and all optimizers, against themselves on CPUs.
+
+`python -m pytest tests/python/gpu/test_architectures_on_gpus.py --table docs/models_on_gpus.md` writes which train.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,18 +21,24 @@ from test_whole_parameters import lamb, muon
 from torch import Tensor, nn
 from training import Case, Reference, Sharded, Turn, assert_same_weights, built, relative_error
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpus")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_gpu")]
 
 TOLERANCE = 1e-5
 """PyTorch's own sums (of an embedding's gradient, of a convolution's) come in any order there."""
 
 
-def train_all(rank: int, stage: int) -> dict[str, str]:
+def trainable(stage: int, transport: Transport) -> list[str]:
+    """All but those whose ranks run other units than their partners, where a gather needs partners."""
+    unlike = ["experts as modules"] if transport == NCCL and stage == 3 else []
+    return [name for name in ARCHITECTURES if name not in unlike]
+
+
+def train_all(rank: int, stage: int, names: list[str]) -> dict[str, str]:
     """What went wrong, by model."""
     failures = {}
-    for name, case in ARCHITECTURES.items():
+    for name in names:
         try:
-            train_both(rank, case, stage)
+            train_both(rank, ARCHITECTURES[name], stage)
         except (AssertionError, RuntimeError) as error:
             failures[name] = f"{type(error).__name__}: {error}"
     return failures
@@ -45,8 +55,12 @@ def train_both(rank: int, case: Case, stage: int) -> None:
 
 @pytest.mark.parametrize("transport", [PEER_POISONED, NCCL], ids=str)
 @pytest.mark.parametrize("stage", [1, 3])
-def test_architectures(stage: int, transport: Transport) -> None:
-    assert run_ranks(WORLD_SIZE, train_all, stage, transport=transport, timeout=240.0) == [{}, {}]
+def test_architectures(stage: int, transport: Transport, record_property: Callable[[str, object], None]) -> None:
+    names = trainable(stage, transport)
+    failures = run_ranks(WORLD_SIZE, train_all, stage, names, transport=transport, timeout=240.0)
+    for name in names:
+        record_property(f"{name}-{stage}", all(name not in of_rank for of_rank in failures))
+    assert failures == [{}, {}]
 
 
 def sgd(model: nn.Module) -> list[torch.optim.Optimizer]:
