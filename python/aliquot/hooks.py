@@ -137,13 +137,16 @@ class _ModuleHooks(Unpicklable, ModuleHooks):
         self.arrivals.ignore()
 
     def watch_all(self, views: list[torch.Tensor]) -> None:
-        """The last of several inputs tells it. If one gets no gradient, the end of the backward does the work."""
-        arrived = 0
+        """The last of several inputs tells it. If one gets no gradient, the end of the backward does the work.
+
+        What a hook holds, its tensor's node holds, where gc can't look: it must not be the tensors.
+        """
+        arrived, count = 0, len(views)
 
         def arrive(gradient: torch.Tensor) -> None:
             nonlocal arrived
             arrived += 1
-            if arrived % len(views) == 0:
+            if arrived % count == 0:
                 self.post_backward(gradient)
 
         for view in views:

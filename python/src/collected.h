@@ -13,8 +13,11 @@ namespace py = pybind11;
 /// For the py::class_ of a T, where `T::each(act)` calls act(object) for all py::objects in it.
 template <typename T>
 py::custom_type_setup collected() {
+  // Before __init__ is through there is nothing to see; while the first of a class is made, not even room for it.
   static constexpr auto is_made = [](PyObject* self) {
-    return reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder().holder_constructed();
+    auto* const instance = reinterpret_cast<py::detail::instance*>(self);
+    const bool has_room = instance->simple_layout || instance->nonsimple.values_and_holders != nullptr;
+    return has_room && instance->get_value_and_holder().holder_constructed();
   };
   return py::custom_type_setup([](PyHeapTypeObject* heap_type) {
     PyTypeObject& type = heap_type->ht_type;

@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <deque>
 #include <utility>
 #include <vector>
 
@@ -40,11 +41,11 @@ class ModuleHooks {
   /// Before a forward. Returns what it is called with, or None if that is what is given.
   py::object open(const py::object& module, const py::object& args, const py::object& kwargs) {
     const Running running(passes_->forward_clock);
-    calls_.emplace_back();
+    Call& entered = calls_.emplace_back();
     passes_->enter_forward(module);
     const Moment now = passes_->now();
-    open_units(now);
-    if (passes_->uses_slots()) calls_.back().checks_saved = check_saved();
+    open_units(entered, now);
+    if (passes_->uses_slots()) entered.checks_saved = check_saved();
     return change_inputs(args, kwargs, !units_.empty() && now.builds_graph);
   }
 
@@ -74,11 +75,11 @@ class ModuleHooks {
   }
 
  private:
-  void open_units(const Moment& now) {
+  void open_units(Call& entered, const Moment& now) {
     for (Unit* unit : units_) {
       if (unit->private_copies > 0 && !now.builds_graph) continue;  // aliquot.gathered has given this rank a copy
       passes_->gather(*unit, now);
-      calls_.back().gathered.push_back(unit);
+      entered.gathered.push_back(unit);
     }
   }
 
@@ -158,7 +159,7 @@ class ModuleHooks {
   Walk walk_;
   py::object input_dtype_, saved_hooks_;
   GradientHook on_outputs_, on_inputs_;
-  std::vector<Call> calls_;
+  std::deque<Call> calls_;
   bool watches_params_ = false;
 };
 

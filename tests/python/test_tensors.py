@@ -120,6 +120,19 @@ def test_a_unit_that_is_forgotten_with_what_leads_back_to_it_is_freed() -> None:
     assert gone() is None
 
 
+def test_garbage_is_collected_while_the_first_of_a_class_is_made() -> None:
+    class First(Unit):
+        pass
+
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        unit = First(0, "unit", unit_of().params, torch.float32, trainable=True, encloses_units=False)
+    finally:
+        gc.set_threshold(*before)
+    assert unit.name == "unit"
+
+
 def test_gradients_are_found_whatever_the_class_makes_of_them() -> None:
     made = unit_of(2).params
     assert TENSORS.gradients(made) == []
