@@ -59,6 +59,7 @@ void Passes::gather(Unit& unit, const Moment& now) {
   land(unit, unlocked([&] { return engine_->pre_forward(unit.index, now.stream); }));
   if (now.builds_graph) engine_->expect_backward(unit.index);
   unit.open();
+  if (guards_writes_) unit.watch_writes();
 }
 
 void Passes::land(Unit& unit, const void* address) {
@@ -68,11 +69,11 @@ void Passes::land(Unit& unit, const void* address) {
 
 void Passes::give_back(Unit& unit, const Moment& now) {
   if (unit.open_count == 0) return;
-  const auto written = unit.close();
-  const bool refused = written && guards_writes_ && unit.private_copies == 0;
-  if (refused) engine_->forget(unit.index);
+  const auto written = unit.private_copies == 0 ? unit.written() : std::nullopt;
+  unit.close();
+  if (written) engine_->forget(unit.index);
   unlocked([&] { engine_->post_forward(unit.index, now.stream); });
-  if (refused) known(unit).attr("refuse_write")(*written);
+  if (written) known(unit).attr("refuse_write")(*written);
 }
 
 // Backward

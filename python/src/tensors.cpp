@@ -5,20 +5,6 @@
 #include "register.h"
 
 namespace aliquot::python {
-namespace {
-
-const Name& class_name() {
-  static const Name name("__class__");
-  return name;
-}
-
-std::int64_t version_of(py::handle param) {
-  static const Name version("_version");
-  return get(param, version).cast<std::int64_t>();
-}
-
-}  // namespace
-
 /// While it lives, guarded parameters are asked as if they were plain tensors.
 class Tensors::Plainly {
  public:
@@ -42,44 +28,24 @@ Tensors::Tensors(py::object ordinary, py::object guarded, py::object set_version
     : ordinary_(std::move(ordinary)), guarded_(std::move(guarded)), set_versions_(std::move(set_versions)),
       grad_(std::move(grad)), plainly_(std::move(plainly)), strided_(std::move(strided)) {}
 
-Versions Tensors::open(const py::tuple& params, std::int64_t shift) const {
+void Tensors::set_class(const py::tuple& params, const py::object& type) {
+  static const Name name("__class__");
+  for (const py::handle param : params) set(param, name, type);
+}
+
+Versions Tensors::versions(const py::tuple& params) const {
+  static const Name version("_version");
+  const Plainly plainly(*this, params);
   Versions versions;
   versions.reserve(params.size());
-  for (const py::handle param : params) {
-    set(param, class_name(), ordinary_);
-    versions.push_back(version_of(param));
-  }
-  add_to_versions(params, versions, shift);
-  for (std::int64_t& version : versions) version += shift;
+  for (const py::handle param : params) versions.push_back(get(param, version).cast<std::int64_t>());
   return versions;
 }
 
-std::optional<std::size_t> Tensors::close(const py::tuple& params, std::int64_t shift, const Versions& opened) const {
-  Versions versions;
-  versions.reserve(params.size());
-  std::optional<std::size_t> written;
-  for (std::size_t i = 0; i < params.size(); ++i) {
-    versions.push_back(version_of(params[i]));
-    set(params[i], class_name(), guarded_);
-    if (!written && versions[i] != opened[i]) written = i;
-  }
-  add_to_versions(params, versions, shift);
-  return written;
-}
-
 void Tensors::shift_versions(const py::tuple& params, std::int64_t by) const {
-  Versions versions;
-  {
-    const Plainly plainly(*this, params);
-    for (const py::handle param : params) versions.push_back(version_of(param));
-  }
-  add_to_versions(params, versions, by);
-}
-
-void Tensors::add_to_versions(const py::tuple& params, const Versions& versions, std::int64_t shift) const {
-  if (shift == 0) return;
-  py::tuple shifted(versions.size());
-  for (std::size_t i = 0; i < versions.size(); ++i) shifted[i] = versions[i] + shift;
+  const Versions before = versions(params);
+  py::tuple shifted(before.size());
+  for (std::size_t i = 0; i < before.size(); ++i) shifted[i] = before[i] + by;
   set_versions_(params, shifted);
 }
 

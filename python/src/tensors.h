@@ -24,12 +24,11 @@ class Tensors {
   Tensors(py::object ordinary, py::object guarded, py::object set_versions, py::object grad, py::object plainly,
           py::object strided);
 
-  /// Makes them ordinary and adds to their versions, which autograd compares with those of what it saved. Returns the
-  /// versions.
-  Versions open(const py::tuple& params, std::int64_t shift) const;
-  /// Adds to their versions, and guards them. Returns the first whose version was not what open() gave.
-  std::optional<std::size_t> close(const py::tuple& params, std::int64_t shift, const Versions& opened) const;
-  /// While they are ordinary, or guarded.
+  void make_ordinary(const py::tuple& params) const { set_class(params, ordinary_); }
+  void guard(const py::tuple& params) const { set_class(params, guarded_); }
+
+  /// What autograd compares with those of what it saved.
+  Versions versions(const py::tuple& params) const;
   void shift_versions(const py::tuple& params, std::int64_t by) const;
 
   /// What autograd left on each, a gradient or None; empty if it left none.
@@ -42,9 +41,9 @@ class Tensors {
  private:
   class Plainly;
 
+  static void set_class(const py::tuple& params, const py::object& type);
   py::object gradient_of(py::handle param) const;
   bool is_dense(py::handle gradient, py::handle dtype) const;
-  void add_to_versions(const py::tuple& params, const Versions& versions, std::int64_t shift) const;
 
   py::object ordinary_, guarded_, set_versions_, grad_, plainly_, strided_;
 };

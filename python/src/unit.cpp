@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "collected.h"
@@ -24,19 +25,17 @@ Unit::Unit(std::shared_ptr<const Tensors> tensors, std::size_t index, py::tuple 
 
 void Unit::open() {
   ++open_count;
-  if (open_count == 1) {
-    versions_ = tensors_->open(params, shift());
-  } else {
-    mark();
-  }
+  if (open_count == 1) tensors_->make_ordinary(params);
+  mark();
 }
 
-std::optional<std::size_t> Unit::close() {
-  if (open_count == 0) return {};
+void Unit::close() {
+  if (open_count == 0) return;
   --open_count;
-  if (open_count == 0) return tensors_->close(params, shift(), versions_);
   mark();
-  return {};
+  if (open_count > 0) return;
+  tensors_->guard(params);
+  versions_.clear();
 }
 
 void Unit::close_backward() {
@@ -58,6 +57,18 @@ std::int64_t Unit::shift() {
   return wanted - std::exchange(added_, wanted);
 }
 
+void Unit::watch_writes() {
+  if (open_count == 1) versions_ = tensors_->versions(params);
+}
+
+std::optional<std::size_t> Unit::written() const {
+  if (open_count != 1 || versions_.empty()) return {};
+  const Versions now = tensors_->versions(params);
+  const auto [then, found] = std::mismatch(versions_.begin(), versions_.end(), now.begin());
+  if (found == now.end()) return {};
+  return found - now.begin();
+}
+
 std::optional<Gradients> Unit::addresses_of_gradients() const {
   if (is_complex_) return {};  // they may be conjugates
   return tensors_->addresses_of_gradients(params, dtype);
@@ -76,6 +87,8 @@ void register_unit(py::module_& module) {
       .def("close", &Unit::close)
       .def("close_backward", &Unit::close_backward)
       .def("mark", &Unit::mark)
+      .def("watch_writes", &Unit::watch_writes)
+      .def("written", &Unit::written)
       .def("drop_gradients", &Unit::drop_gradients)
       .def("was_gathered", &Unit::was_gathered)
       .def("addresses_of_gradients",

@@ -19,12 +19,18 @@ class Unit {
 
   /// Makes the parameters ordinary ones, while they are gathered.
   void open();
-  /// Undoes open(); the last one puts the guard back, and returns the first parameter that was written to.
-  std::optional<std::size_t> close();
+  /// Undoes open(); the last one puts the guard back.
+  void close();
   /// Undoes the open() of a backward, if there was one.
   void close_backward();
   /// Lets autograd read the parameters while they are gathered, and only then.
   void mark();
+
+  /// From here on written() tells the first parameter that was written to, until the last close(). Does nothing where
+  /// the unit was open before.
+  void watch_writes();
+  /// Of a unit that the next close() closes.
+  std::optional<std::size_t> written() const;
 
   /// Where the gradients lie that autograd left on the parameters: empty if one is missing, none if one can't be taken
   /// as it is.
@@ -60,7 +66,7 @@ class Unit {
 
   std::shared_ptr<const Tensors> tensors_;
   bool is_complex_;
-  Versions versions_;       // of the parameters, when they were last opened
+  Versions versions_;       // of the parameters, when watch_writes() was called
   std::int64_t added_ = 0;  // what is in the versions of other than changes
 };
 

@@ -90,7 +90,7 @@ def test_opened_parameters_are_ordinary_and_closed_ones_have_versions_that_autog
     unit = unit_of()
     unit.open()
     assert all(type(param) is nn.Parameter and param._version == 0 for param in unit.params)
-    assert unit.close() is None
+    unit.close()
     assert all(type(param) is ShardedParameter and param._version == closed_version for param in unit.params)
 
 
@@ -102,13 +102,18 @@ def test_parameters_that_stay_where_they_are_keep_their_versions() -> None:
     assert all(param._version == 0 for param in unit.params)
 
 
-def test_closing_tells_the_first_parameter_that_was_written_to() -> None:
+def test_the_first_parameter_that_was_written_to_is_found() -> None:
     unit = unit_of()
     unit.open()
+    unit.watch_writes()
+    assert unit.written() is None
     with torch.no_grad():
         unit.params[2].add_(1)
         unit.params[1].add_(1)
-    assert unit.close() == 1
+    assert unit.written() == 1
+    unit.close()
+    unit.open()
+    assert unit.written() is None, "nobody watches"
 
 
 def test_a_unit_that_is_forgotten_with_what_leads_back_to_it_is_freed() -> None:
