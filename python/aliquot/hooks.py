@@ -36,10 +36,6 @@ class Engine:
         """Calls at the end of the backward that is under way, if it does not raise."""
         Variable._execution_engine.queue_callback(call)
 
-    def builds_graph(self) -> bool:
-        """Whether the backward that is under way will itself be walked back (`create_graph=True`)."""
-        return torch.is_grad_enabled()
-
     def note_change(self, params: Iterable[torch.Tensor]) -> None:
         """Makes graphs that saved the parameters refuse to be walked: the values are others now."""
         torch.autograd.graph.increment_version(list(params))

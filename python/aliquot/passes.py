@@ -34,9 +34,6 @@ class Autograd(Protocol):
     def at_end(self, call: Callable[[], None]) -> None:
         """Calls at the end of the backward that is under way, if it does not raise."""
 
-    def builds_graph(self) -> bool:
-        """Whether the backward that is under way will itself be walked back (`create_graph=True`)."""
-
     def note_change(self, params: Iterable[torch.Tensor]) -> None:
         """Makes graphs that saved the parameters refuse to be walked: the values are others now."""
 
