@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from aliquot._core import InvalidArgument
+from aliquot.alike import alike
 from aliquot.fused import LARGEST, impossible, is_between, require_possible
 from aliquot.moments import Moments
 from aliquot.orthogonal import Coefficients, orthogonalized
@@ -19,8 +20,6 @@ from aliquot.places import Place
 from aliquot.sharded_optimizer import Params
 from aliquot.states import Scalars, State, steps_of
 from aliquot.unit import Unit
-
-Item = TypeVar("Item")
 
 ADAMW = {"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0}
 """What a group with `use_muon=False` is stepped with, unless it says otherwise: as Jordan's `MuonWithAuxAdam`."""
@@ -150,8 +149,8 @@ class Muon(PiecewiseOptimizer):
     def _step_matrices(self, unit: Unit, matrices: list[Place], pieces: list[Piece]) -> None:
         whole = self._whole(unit, self._directions(pieces))
         orthogonal = self._orthogonalized(matrices, whole)
-        for alike in _alike(pieces, lambda piece: (id(self._settings[piece.place]), piece.place.shape)):
-            _apply(alike, orthogonal, self._settings[alike[0].place])
+        for same in alike(pieces, lambda piece: (id(self._settings[piece.place]), piece.place.shape)):
+            _apply(same, orthogonal, self._settings[same[0].place])
 
     def _step_aside(self, piece: Piece) -> None:
         """By AdamW."""
@@ -164,16 +163,16 @@ class Muon(PiecewiseOptimizer):
     def _directions(self, pieces: list[Piece]) -> dict[Piece, Tensor]:
         """The momentum, before it is made orthogonal."""
         directions: dict[Piece, Tensor] = {}
-        for alike in _alike(pieces, lambda piece: id(self._settings[piece.place])):
-            group = self._settings[alike[0].place]
-            gradients = [piece.value.grad for piece in alike if piece.value.grad is not None]
-            for piece, gradient in zip(alike, gradients, strict=True):
+        for same in alike(pieces, lambda piece: id(self._settings[piece.place])):
+            group = self._settings[same[0].place]
+            gradients = [piece.value.grad for piece in same if piece.value.grad is not None]
+            for piece, gradient in zip(same, gradients, strict=True):
                 if piece not in self._momentum:
                     self._momentum[piece] = torch.zeros_like(gradient)
-            momenta = [self._momentum[piece] for piece in alike]
+            momenta = [self._momentum[piece] for piece in same]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             ahead = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
-            directions |= zip(alike, ahead, strict=True)
+            directions |= zip(same, ahead, strict=True)
         return directions
 
     def _whole(self, unit: Unit, directions: dict[Piece, Tensor]) -> Tensor:
@@ -196,10 +195,10 @@ class Muon(PiecewiseOptimizer):
             place: whole[begin : begin + place.shape.numel()] for place, begin in zip(matrices, begins, strict=True)
         }
         mine = [place for place in matrices if self._owners[place] == self.model.shards.rank]
-        for alike in _alike(mine, lambda place: id(self._settings[place])):
-            group, found = self._settings[alike[0]], [results[place].view(place.shape) for place in alike]
+        for same in alike(mine, lambda place: id(self._settings[place])):
+            group, found = self._settings[same[0]], [results[place].view(place.shape) for place in same]
             made = orthogonalized(found, group["ns_coefficients"], group["ns_steps"], group["eps"])
-            results |= {place: matrix.flatten() for place, matrix in zip(alike, made, strict=True)}
+            results |= {place: matrix.flatten() for place, matrix in zip(same, made, strict=True)}
         for place, result in results.items():
             self.model.broadcast_in_group(self._owners[place], place.name, result)
         return results
@@ -216,14 +215,6 @@ def _require_possible(number: int, group: dict[str, Any]) -> None:
 
 def _is_finite(value: Any) -> bool:
     return is_between(-LARGEST, value, LARGEST)
-
-
-def _alike(items: Iterable[Item], key: Callable[[Item], Hashable]) -> Iterable[list[Item]]:
-    """Those of one key together: what few operations can do for many."""
-    found: dict[Hashable, list[Item]] = defaultdict(list)
-    for item in items:
-        found[key(item)].append(item)
-    return found.values()
 
 
 def _apply(pieces: list[Piece], orthogonal: dict[Place, Tensor], group: dict[str, Any]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import torch
 from torch import Tensor
+
+from aliquot.alike import alike
 
 Coefficients = tuple[float, float, float]
 
@@ -14,11 +14,8 @@ def orthogonalized(matrices: list[Tensor], coefficients: Coefficients, steps: in
     """About U V^T of each matrix U S V^T. Those of one shape, or its transpose, are iterated together: single ones of
     usual sizes take the host longer than a GPU.
     """  # fmt: skip
-    alike: dict[torch.Size, list[int]] = defaultdict(list)
-    for number, matrix in enumerate(matrices):
-        alike[_wide(matrix).shape].append(number)
     results: dict[int, Tensor] = {}
-    for numbers in alike.values():
+    for numbers in alike(range(len(matrices)), lambda number: _wide(matrices[number]).shape):
         batch = torch.stack([_wide(matrices[number]) for number in numbers])
         results |= zip(numbers, iterated(batch, coefficients, steps, eps), strict=True)
     return [results[number].T if _is_tall(matrix) else results[number] for number, matrix in enumerate(matrices)]
